@@ -1,0 +1,82 @@
+"""stdserve runs any ``socketserver`` request handler in production, and has a print/exit line protocol of its own.
+
+::
+
+    from stdserve import LineHandler, serve
+
+    class Upper(LineHandler):
+        def line_received(self, line):
+            return line.upper()
+
+    serve(Upper)
+
+Names are imported from their modules when they are first used, so that ``python -m stdserve`` starts at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .errors import ConfigError, ConnectError, OutputError, SendError, StartError, StdserveError
+    from .factory import MODES, create_server, register_mode
+    from .handlers import ChunkHandler, EchoHandler, LineHandler, PrintHandler
+    from .mixin import ServerMixin
+    from .options import Options
+    from .protocol import EndReason
+    from .runner import serve, serving
+    from .servers import ForkServer, SingleServer, ThreadServer
+
+__all__ = [
+    "MODES",
+    "ChunkHandler",
+    "Client",
+    "ConfigError",
+    "ConnectError",
+    "EchoHandler",
+    "EndReason",
+    "ForkServer",
+    "LineHandler",
+    "Options",
+    "OutputError",
+    "PrintHandler",
+    "SendError",
+    "ServerMixin",
+    "SingleServer",
+    "StartError",
+    "StdserveError",
+    "ThreadServer",
+    "create_server",
+    "register_mode",
+    "serve",
+    "serving",
+]
+
+_HOMES = {
+    "client": ("Client",),
+    "errors": ("ConfigError", "ConnectError", "OutputError", "SendError", "StartError", "StdserveError"),
+    "factory": ("MODES", "create_server", "register_mode"),
+    "handlers": ("ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"),
+    "mixin": ("ServerMixin",),
+    "options": ("Options",),
+    "protocol": ("EndReason",),
+    "runner": ("serve", "serving"),
+    "servers": ("ForkServer", "SingleServer", "ThreadServer"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module (PEP 562)."""
+    from importlib import import_module
+
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

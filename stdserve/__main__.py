@@ -1,0 +1,5 @@
+"""``python -m stdserve``."""
+
+from .cli import main
+
+raise SystemExit(main())

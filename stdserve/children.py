@@ -1,0 +1,122 @@
+"""Forked children: started with signals in order, told from other people's, reaped by pid and by no other way."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+__all__ = ["CRASHED", "Child", "fork_child", "ignore_signal"]
+
+_log = logging.getLogger("stdserve")
+
+#: Exit status of a child whose code raised (EX_SOFTWARE of sysexits.h).
+CRASHED = 70
+
+#: Seconds between looks at children where the system cannot tell when one ends.
+POLL_SECONDS = 0.05
+
+
+class Child:
+    """A child process: its ``pid`` and ``fd``, a descriptor that is readable once it has ended.
+
+    ``fd`` is None where the system has no such thing (pidfd_open(2), Linux 5.3); then ``reap`` is to be tried
+    every POLL_SECONDS.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.fd: int | None = None
+        try:
+            self.fd = os.pidfd_open(pid)
+        except (AttributeError, OSError):
+            pass
+
+    def kill(self, signum: int) -> None:
+        """Send a signal; nothing happens if the child has ended (it is not reaped yet, so the pid is still its own)."""
+        try:
+            os.kill(self.pid, signum)
+        except ProcessLookupError:
+            pass
+
+    def reap(self) -> int | None:
+        """Return the exit status if the child has ended, -N if signal N ended it; None while it runs.
+
+        Not to be called again after a status was returned.
+        """
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            # Someone waits for children at large, or ignores SIGCHLD; how ours ended is lost.
+            pid, status = self.pid, 0
+        if not pid:
+            return None
+        if self.fd is not None:
+            os.close(self.fd)
+        return os.waitstatus_to_exitcode(status)
+
+    def wait(self, seconds: float) -> int | None:
+        """Return what ``reap`` does as soon as the child has ended; None if that takes longer than ``seconds``."""
+        deadline = time.monotonic() + seconds
+        poll = select.poll()
+        if self.fd is not None:
+            poll.register(self.fd, select.POLLIN)
+        while (status := self.reap()) is None and (left := deadline - time.monotonic()) > 0:
+            poll.poll(1000 * (left if self.fd is not None else min(left, POLL_SECONDS)))
+        return status
+
+
+def fork_child(run: Callable[[], int], handlers: Mapping[int, Any]) -> Child:
+    """Fork a child that installs signal ``handlers``, calls ``run()`` and exits with what it returns.
+
+    No signal is lost or handled by the parent's handlers in the child: signals wait until the child's own are in
+    place. The child never returns from here; it flushes the standard streams (``os._exit`` would drop
+    what they hold), runs no exit hooks of the parent's, and exits with CRASHED if ``run`` raises. Raises OSError.
+    """
+    with _signals_held() as before:
+        pid = os.fork()
+        if pid == 0:
+            _live(run, handlers, before)
+    return Child(pid)
+
+
+def ignore_signal(signum: int, frame: Any) -> None:
+    """Do nothing. Unlike SIG_IGN, this is not passed on to the programs that a handler starts."""
+
+
+@contextmanager
+def _signals_held() -> Iterator[set[Any]]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _live(run: Callable[[], int], handlers: Mapping[int, Any], mask: set[Any]) -> NoReturn:
+    status = CRASHED
+    try:
+        signal.set_wakeup_fd(-1)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        status = run()
+    except BaseException:
+        _log.exception("error in child process %d", os.getpid())
+    finally:
+        _flush_streams()
+        os._exit(status)
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass  # None, broken or closed: nothing more can be said there

@@ -1,0 +1,116 @@
+"""The command line, ``python -m stdserve``: words in, exit codes out; all else is done below.
+
+Exit codes: 0 stopped as asked, 1 failed while running, 2 wrong usage or configuration, 3 could not start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from . import runner
+from .errors import ConfigError, StartError, StdserveError
+from .options import Options, add_flags, parse_options
+from .version import __version__
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Run any socketserver request handler, and keep it running. Without a handler of yours it is a server of lines:
+it prints what clients send on standard output, until a client sends an empty line or "exit".
+"""
+
+_EXIT_CODES = "exit codes: 0 stopped as asked, 1 failed while running, 2 wrong usage, 3 could not start"
+
+#: What hands that know another tool type, and what to type here.
+_HABITS = {
+    "-l": "listening is all it does; leave -l out",
+    "-k": "it serves one client after the other by itself; leave -k out (for one client only: --once)",
+    "-p": "the port is a plain word: python -m stdserve 9000",
+    "-e": "to run code for each client, write a request handler: --handler module:Class",
+    "-t": "times have long names: --idle-timeout, --graceful-timeout",
+    "--timeout": "say which: --idle-timeout (a silent client), --graceful-timeout (a stop)",
+    "--host": "addresses go with the port: --bind HOST:PORT",
+    "--port": "the port is a plain word: python -m stdserve 9000",
+    "--threads": "threads come with --mode thread and are bounded by --max-conns",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; ``argv`` is without the program's name."""
+    try:
+        options = _parse(argv)
+        _log_to_stderr(options.log_level)
+        runner.serve(options=options, ready=lambda addresses: _explain(options, addresses))
+    except StdserveError as error:
+        _complain(str(error))
+        if isinstance(error, ConfigError):
+            return 2
+        return 3 if isinstance(error, StartError) else 1
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are errors like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError instead of leaving with a page of usage."""
+        raise ConfigError(message)
+
+
+def _parse(argv: Sequence[str] | None) -> Options:
+    parser = _Parser(
+        prog="python -m stdserve",
+        description=_DESCRIPTION,
+        epilog=_EXIT_CODES,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"stdserve {__version__}")
+    add_flags(parser)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        hint = _HABITS.get(word) or _HABITS.get(word[:2] if not word.startswith("--") else "")
+        raise ConfigError(f"{hint} ({word} is unknown)" if hint else f"unknown argument {word!r}; --help lists all")
+    return parse_options(vars(known))
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("stdserve")
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+
+def _explain(options: Options, addresses: Sequence[str]) -> None:
+    """Tell on stderr how to try the server; only where it speaks for itself, not for a handler of the user's."""
+    if options.handler != Options.handler or options.log_level in ("warning", "error"):
+        return
+    host, _, port = addresses[0].rpartition(":")
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    bare = host.strip("[]")
+    _say(
+        f"try it from another terminal (an empty line or exit ends a session, Ctrl-C this server):\n"
+        f"  telnet {bare} {port}\n"
+        f"  python -c \"import socket; socket.create_connection(('{bare}', {port})).sendall(b'ping')\"\n"
+        f"  python -m stdserve.client {host}:{port} ping\n"
+        f"  a browser: http://{host}:{port}"
+    )
+
+
+def _complain(message: str) -> None:
+    _say(f"stdserve: {message}")
+
+
+def _say(text: str) -> None:
+    # A closed standard error is no reason to fail.
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):
+        pass

@@ -1,0 +1,58 @@
+"""The exceptions of stdserve. Who is at fault is the type; what a program does about it is its own affair.
+
+The command line turns each type into one line on stderr and an exit code (see ``cli``); library code only raises.
+
+======================  ==========================================  =========
+type                    whose fault                                 exit code
+======================  ==========================================  =========
+``ConfigError``         the caller's: a wrong option or handler     2
+``StartError``          the surroundings': the server cannot start  3
+``OutputError``         the output's: it is full or was closed      1
+``SendError`` and kin   the network's, seen by the client           1
+======================  ==========================================  =========
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "ConnectError",
+    "ConnectTimeout",
+    "OutputError",
+    "SendError",
+    "SendTimeout",
+    "StartError",
+    "StdserveError",
+]
+
+
+class StdserveError(Exception):
+    """Every error that stdserve raises on purpose; its text is one line that says what and why."""
+
+
+class ConfigError(StdserveError, ValueError):
+    """An option, an address or a handler is not what it should be; no retry will help."""
+
+
+class StartError(StdserveError):
+    """The options are fine, but the server cannot start: an address in use, a file that cannot be opened."""
+
+
+class OutputError(StdserveError):
+    """The output takes no more: its reader has gone, its disk is full. The server stops on it."""
+
+
+class ConnectError(StdserveError):
+    """The client could not connect: refused, unreachable, unknown host."""
+
+
+class ConnectTimeout(ConnectError, TimeoutError):
+    """The client could not connect within its connect timeout."""
+
+
+class SendError(StdserveError):
+    """The connection broke, or the server ended the session, before everything was sent and finished."""
+
+
+class SendTimeout(SendError, TimeoutError):
+    """The server took nothing, or did not finish, within the client's read timeout."""

@@ -1,0 +1,100 @@
+"""Where the parts meet: a handler, a mode and options make a server."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import socket
+import socketserver
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from . import servers
+from .errors import ConfigError
+from .handlers import PrintHandler
+from .listeners import close_listeners, open_listeners
+from .mixin import ServerMixin
+from .options import Options
+from .servers import SingleServer, ThreadServer
+from .sink import Sink
+
+__all__ = ["MODES", "Handler", "create_server", "load_handler", "register_mode", "server_class"]
+
+#: What makes a handler: a request handler class, or anything that is called like one.
+Handler = Callable[..., socketserver.BaseRequestHandler]
+
+#: The concurrency modes by the word that chooses them.
+MODES: dict[str, type[ServerMixin]] = {"single": SingleServer, "thread": ThreadServer}
+if hasattr(servers, "ForkServer"):
+    MODES["fork"] = servers.ForkServer
+
+
+def register_mode(mode: str, server: type[ServerMixin]) -> None:
+    """Add a concurrency mode, or replace one; raise ConfigError if ``server`` is not a ServerMixin class."""
+    if not (isinstance(server, type) and issubclass(server, ServerMixin)):
+        raise ConfigError(f"mode {mode!r} needs a subclass of ServerMixin, not {server!r}")
+    MODES[mode] = server
+
+
+def server_class(mode: str) -> type[ServerMixin]:
+    """Return the class for ``mode``; raise ConfigError that names the known modes."""
+    try:
+        return MODES[mode]
+    except KeyError:
+        raise ConfigError(f"--mode must be one of {', '.join(MODES)}, not {mode!r}") from None
+
+
+def load_handler(target: str) -> Handler:
+    """Import ``module:Class``; raise ConfigError that says which part is wrong.
+
+    What the module raises while it is imported counts as its fault, named in the error.
+    """
+    module_name, colon, name = target.partition(":")
+    if not (module_name and colon and name):
+        raise ConfigError(f"--handler must be module:Class, not {target!r}")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(f"--handler {target}: cannot import {module_name!r}: {error!r}") from error
+    handler = getattr(module, name, None)
+    if handler is None:
+        raise ConfigError(f"--handler {target}: module {module_name!r} has no {name!r}")
+    if not (inspect.isclass(handler) and issubclass(handler, socketserver.BaseRequestHandler)):
+        raise ConfigError(f"--handler {target}: {name} is not a subclass of socketserver.BaseRequestHandler")
+    return handler
+
+
+def create_server(
+    handler: Handler = PrintHandler,
+    mode: str | None = None,
+    *,
+    options: Options | None = None,
+    listeners: Sequence[socket.socket] = (),
+    sink: Sink | None = None,
+    **settings: Any,
+) -> ServerMixin:
+    """Return a server of ``mode`` ("thread" if nothing says otherwise) that runs ``handler``, listening already.
+
+    ``settings`` are fields of ``Options``, on top of ``options``. It opens the listeners that they name, or
+    adopts ``listeners``; ``server_close`` closes them. Without ``sink``, what handlers print goes to standard output.
+    Raises ConfigError for wrong settings, StartError if an address cannot be had.
+    """
+    if mode is not None:
+        settings["mode"] = mode
+    options = make_options(options, settings)
+    composed = server_class(options.mode)
+    opened = list(listeners) or open_listeners(options.addresses)
+    try:
+        return composed(opened[0].getsockname(), handler, listeners=opened, options=options, sink=sink)
+    except BaseException:
+        close_listeners(opened)
+        raise
+
+
+def make_options(options: Options | None, settings: dict[str, Any]) -> Options:
+    """Return ``options`` (default: all defaults) with ``settings`` changed; ConfigError names an unknown one."""
+    try:
+        return replace(options or Options(), **settings)
+    except TypeError as error:
+        raise ConfigError(str(error)) from None

@@ -1,0 +1,208 @@
+"""Request handlers for line protocols: subclass :class:`LineHandler`, or use one of the three that print.
+
+They are ``socketserver.StreamRequestHandler`` subclasses and also run on the standard library's own servers,
+with default settings.
+"""
+
+from __future__ import annotations
+
+import socketserver
+from functools import cache
+from typing import Any
+
+from .browser import is_request, page_for
+from .options import Options
+from .protocol import EXIT_PAUSE, FRAMINGS, Chunk, ChunkProtocol, EndReason, Event, LineProtocol, Lines, SessionEnd
+from .sessions import Session
+from .sink import Sink, open_sink
+
+__all__ = ["ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"]
+
+#: Bytes asked for in one read.
+READ_SIZE = 65536
+
+
+class LineHandler(socketserver.StreamRequestHandler):
+    """One session of the print/exit protocol: lines in, optional replies out.
+
+    Methods to override:
+
+    - ``connection_made()``: the session begins.
+    - ``line_received(line) -> reply or None``: a line came, without its LF; undecodable bytes read as
+      ``\\xNN``. What is returned, text (sent as UTF-8) or bytes, goes back as a line.
+    - ``lines_received(lines)``: a run of whole lines came; calls ``line_received`` for each. To be overridden by
+      handlers that can do a megabyte at once.
+    - ``connection_lost(reason)``: the session is over, for an ``EndReason``; may still reply unless it is RESET.
+      Called once for each ``connection_made``, also after an exception.
+
+    Methods to call: ``reply(line)``.
+
+    Attributes to read: ``peer`` (the client's address as text), ``session`` (counters), ``sink`` (the output),
+    and those of ``StreamRequestHandler``. Attributes to set on the class: ``framing`` ("line" or "chunk") and
+    ``max_line`` (bytes), where the server's options are not to decide; ``timeout`` (seconds of silence).
+
+    An exception raised in any of them ends this session, is logged, and disturbs no other.
+    """
+
+    framing: str | None = None
+    max_line: int | None = None
+
+    #: Replies gather until their block of lines is done.
+    wbufsize = -1
+    #: What a read of ours returned is all there is; nothing may wait in a second buffer.
+    rbufsize = 0
+
+    session: Session
+
+    #: Why the peer takes no more replies, once it does not.
+    _gone: EndReason | None = None
+
+    def connection_made(self) -> None:
+        """Do nothing; to be overridden."""
+
+    def line_received(self, line: str) -> str | bytes | None:
+        """Return None, no reply; to be overridden."""
+        return None
+
+    def connection_lost(self, reason: EndReason) -> None:
+        """Do nothing; to be overridden."""
+
+    def lines_received(self, lines: Lines | Chunk) -> None:
+        """Call ``line_received`` for each line and reply what it returns."""
+        for line in lines:
+            answer = self.line_received(line)
+            if answer is not None:
+                self.reply(answer)
+
+    def reply(self, line: str | bytes) -> None:
+        """Send ``line`` and a LF; replies go out when the lines that came together are done, or on wfile.flush()."""
+        self._send((line.encode() if isinstance(line, str) else line) + b"\n")
+
+    @property
+    def peer(self) -> str:
+        """The client's address as text."""
+        return self.session.peer
+
+    @property
+    def sink(self) -> Sink:
+        """Where received lines go; standard output on a server that has no sink."""
+        sink: Sink | None = getattr(self.server, "sink", None)
+        return sink or _standard_output()
+
+    def setup(self) -> None:
+        """Prepare the session; to be extended, not replaced."""
+        super().setup()
+        # A server of the standard library keeps no sessions.
+        known: dict[Any, Session] = getattr(self.server, "sessions", {})
+        self.session = known.get(self.request) or Session(self.request, self.client_address)
+
+    def handle(self) -> None:
+        """Run the session from ``connection_made`` to ``connection_lost``; not to be overridden."""
+        options = getattr(self.server, "options", None) or _default_options()
+        protocol = FRAMINGS[self.framing or options.framing](self.max_line or options.max_line)
+        reason = EndReason.ERROR
+        self.connection_made()
+        try:
+            reason = self._converse(protocol)
+        finally:
+            self.session.reason = reason
+            self.connection_lost(reason)
+
+    def finish(self) -> None:
+        """Send what is left and close both files, whatever the connection has become; to be extended."""
+        for stream in (self.wfile, self.rfile):
+            try:
+                stream.close()
+            except OSError:
+                pass  # the peer has gone; ``reason`` tells it if the session had not ended by then
+
+    def _converse(self, protocol: LineProtocol | ChunkProtocol) -> EndReason:
+        idle = self.connection.gettimeout()
+        while True:
+            stuck = self._gone is EndReason.IDLE_TIMEOUT
+            for event in protocol.end(EndReason.IDLE_TIMEOUT) if stuck else self._next_events(protocol, idle):
+                if isinstance(event, SessionEnd):
+                    return self._gone or event.reason
+                self.session.lines += len(event)
+                self.lines_received(event)
+            self._send(b"", now=True)
+
+    def _next_events(self, protocol: LineProtocol | ChunkProtocol, idle: float | None) -> list[Event]:
+        try:
+            if protocol.awaiting_exit:
+                self.connection.settimeout(EXIT_PAUSE if idle is None else min(EXIT_PAUSE, idle))
+            data = self.connection.recv(READ_SIZE)
+        except TimeoutError:
+            return protocol.pause() or protocol.end(EndReason.IDLE_TIMEOUT)
+        except OSError:
+            return protocol.end(EndReason.RESET)
+        if self.connection.gettimeout() != idle:
+            self.connection.settimeout(idle)
+        self.session.received += len(data)
+        return protocol.receive_data(data)
+
+    def _send(self, data: bytes, now: bool = False) -> None:
+        # A peer that takes no replies has still sent what it sent: that is read to its end.
+        if self._gone is not None:
+            return
+        try:
+            self.wfile.write(data)
+            if now:
+                self.wfile.flush()
+        except TimeoutError:
+            self._gone = EndReason.IDLE_TIMEOUT
+        except OSError:
+            self._gone = EndReason.RESET
+
+
+class PrintHandler(LineHandler):
+    """Prints what clients send: each line to the server's sink. The default handler, the lecture's server.
+
+    A browser, told by the request line of HTTP, is answered with a small page that says so.
+    """
+
+    #: Whether a browser gets its page; not where it would come after replies.
+    answers_browsers = True
+
+    _page = b""
+
+    def lines_received(self, lines: Lines | Chunk) -> None:
+        """Print them, all in one write."""
+        self.sink.write(lines, self.peer)
+        first = self.session.lines == len(lines)
+        if first and self.answers_browsers and is_request(lines.data):
+            self._page = page_for(lines.data)
+            if isinstance(lines, Chunk):  # no blank line ends this session, but the browser, having read it all
+                self._send(self._page)
+
+    def connection_lost(self, reason: EndReason) -> None:
+        """Answer a browser when the blank line after its headers has ended the session."""
+        if reason is EndReason.EMPTY_LINE:
+            self._send(self._page)
+
+
+class EchoHandler(PrintHandler):
+    """Prints each line, then sends it back: a reply means that the line is printed."""
+
+    answers_browsers = False
+
+    def lines_received(self, lines: Lines | Chunk) -> None:
+        """Print them and send them back as they came."""
+        super().lines_received(lines)
+        self._send(lines.data)
+
+
+class ChunkHandler(PrintHandler):
+    """The lecture's server, byte for byte: each read is one message."""
+
+    framing = "chunk"
+
+
+@cache
+def _default_options() -> Options:
+    return Options()
+
+
+@cache
+def _standard_output() -> Sink:
+    return open_sink()

@@ -1,0 +1,394 @@
+"""What the servers of all modes have in common: the accept loop, the life of a session, the stop.
+
+:class:`ServerMixin` stands in front of the standard library's classes and keeps their constructor, attributes and
+hooks.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+from .addresses import format_peer
+from .errors import OutputError
+from .listeners import close_listeners, prepare_listener
+from .options import Options
+from .protocol import EndReason
+from .sessions import Session, half_close, linger
+from .sink import Sink, open_sink
+from .waiting import Waiter
+
+__all__ = ["ServerMixin", "StopNow"]
+
+_log = logging.getLogger("stdserve")
+
+#: Clients taken from one listener before the others have their turn.
+ACCEPTS_PER_TURN = 64
+
+#: Seconds a listener rests after accept() failed (trio's figure): it stays readable, so trying on would spin.
+REST_SECONDS = 0.1
+
+#: Seconds that sessions which were cut get to notice it.
+CUT_SECONDS = 1.0
+
+#: Errors of one connection, not of the listener: it broke before we took it (accept(2), "Error handling").
+_BROKEN_CLIENT = {
+    getattr(errno, name)
+    for name in (
+        *("ECONNABORTED", "EPERM", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN"),
+        *("ENONET", "EHOSTUNREACH", "EOPNOTSUPP", "ENETUNREACH", "ETIMEDOUT", "EINTR"),
+    )
+    if hasattr(errno, name)
+}
+
+
+class StopNow(KeyboardInterrupt):
+    """Raised in the main thread to break off whatever it does: the second signal, or the deadline of a stop."""
+
+
+class ServerMixin(socketserver.TCPServer):
+    """What every mode shares: the accept loop, its bounds, the life of a session, the stop.
+
+    Methods for the caller: those of ``socketserver.BaseServer``. ``shutdown`` may be called from anywhere,
+    a handler, a signal handler and the serving thread included; ``request_stop`` is the same without waiting.
+
+    Methods that may be overridden: those of ``BaseServer`` too: ``get_request``, ``verify_request``,
+    ``process_request``, ``finish_request``, ``shutdown_request``, ``close_request``, ``handle_error``,
+    ``service_actions`` (where overridden, called every ``poll_interval`` seconds; else an idle server sleeps).
+
+    Attributes: ``options`` (an ``Options``), ``max_conns``, ``sink`` (where handlers print), ``listeners`` (all
+    listening sockets; ``socket`` is the first), ``sessions`` (by socket), ``failure`` (what ended the server).
+    """
+
+    allow_reuse_address = os.name == "posix"
+    request_queue_size = socket.SOMAXCONN
+
+    #: Whether sessions run in processes of their own.
+    forks = False
+    #: Sessions at a time where the options do not say.
+    default_max_conns = 1
+    #: Close the listeners as soon as a stop begins, so that clients are refused, not left waiting; set it on
+    #: a server that will not serve again.
+    close_on_stop = False
+
+    def __init__(
+        self,
+        server_address: Any,
+        RequestHandlerClass: Callable[..., socketserver.BaseRequestHandler],
+        bind_and_activate: bool = True,
+        *,
+        listeners: Sequence[socket.socket] = (),
+        options: Options | None = None,
+        sink: Sink | None = None,
+    ) -> None:
+        """Bind ``server_address`` as the standard library does, or adopt ``listeners``, which it then owns."""
+        self.options = options or Options()
+        self.max_conns = self.options.max_conns or self.default_max_conns
+        self.sessions: dict[Any, Session] = {}
+        self.failure: OutputError | None = None
+        if sink is not None:
+            self.sink = sink
+        self._waiter = Waiter()
+        self._gates: list[socket.socket] = []
+        self._gate: socket.socket | None = None
+        self._resting, self._rest_until = False, 0.0
+        self._accepts_left = 1 if self.options.once else None
+        self._stopping = self._served = False
+        self._serving_thread: int | None = None
+        self._at_rest = threading.Event()
+        self._at_rest.set()
+        self._more_listeners = list(listeners[1:])
+        if listeners:
+            socketserver.BaseServer.__init__(self, server_address, RequestHandlerClass)
+            self.socket = listeners[0]
+            self.address_family = self.socket.family
+        else:
+            super().__init__(server_address, RequestHandlerClass, bind_and_activate)
+
+    @cached_property
+    def sink(self) -> Sink:
+        """Where handlers print: standard output, unless the server was given another."""
+        return open_sink()
+
+    @property
+    def listeners(self) -> list[socket.socket]:
+        """All listening sockets."""
+        return [self.socket, *self._more_listeners]
+
+    @property
+    def active(self) -> int:
+        """How many sessions are open."""
+        return len(self.sessions)
+
+    # Listening, accepting.
+
+    def server_activate(self) -> None:
+        """Listen; never block in accept, where a client may have gone, or to another worker."""
+        super().server_activate()
+        prepare_listener(self.socket)
+
+    def server_close(self) -> None:
+        """Close the listeners and what the accept loop holds; sessions are not waited for, ``shutdown`` does that."""
+        close_listeners(self.listeners)
+        self._waiter.close()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Take one client from the listener that has one; raise OSError (BlockingIOError if it has gone)."""
+        request, client_address = (self._gate or self.socket).accept()
+        request.setblocking(True)  # on the BSDs it inherits the listener's mode
+        return request, client_address
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve until ``shutdown`` or ``request_stop``, then end the sessions and return.
+
+        ``poll_interval`` (seconds) only matters where ``service_actions`` is overridden. A stop asked for
+        before the first call makes that call return at once. Raises OutputError when the output takes no more.
+        """
+        self._at_rest.clear()
+        self._serving_thread = threading.get_ident()
+        polled = type(self).service_actions is not ServerMixin.service_actions
+        patience = self.options.graceful_timeout
+        try:
+            try:
+                while not self._stopping and (self._accepts_left != 0 or self.active):
+                    self._turn(poll_interval if polled else None)
+                    self.service_actions()
+            except StopNow:
+                patience = 0
+            self._drain(patience)
+        finally:
+            self._close_gates()
+            self._served, self._stopping, self._serving_thread = True, False, None
+            self._at_rest.set()
+        if self.failure is not None:
+            raise self.failure
+
+    def service_actions(self) -> None:
+        """Do nothing; to be overridden."""
+
+    def handle_request(self) -> None:
+        """Wait for one client, ``self.timeout`` seconds at most, and serve it; without one call ``handle_timeout``."""
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        before, self._accepts_left = self._accepts_left, 1
+        try:
+            while self._accepts_left:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    self.handle_timeout()
+                    return
+                self._turn(left)
+        finally:
+            self._accepts_left = before
+            self._close_gates()
+
+    def _turn(self, timeout: float | None) -> None:
+        """Wait once for clients, if there is room for one, and for whatever else may happen."""
+        (self._open_gates if self._has_room() else self._close_gates)()
+        if self._resting:
+            rest = max(0.0, self._rest_until - time.monotonic())
+            timeout = rest if timeout is None else min(timeout, rest)
+        self._waiter.turn(timeout)
+
+    def _has_room(self) -> bool:
+        if self._resting and time.monotonic() < self._rest_until:
+            return False
+        return not self._stopping and self._accepts_left != 0 and self.active < self.max_conns
+
+    def _open_gates(self) -> None:
+        if not self._gates:
+            self._gates = self.listeners
+            for listener in self._gates:
+                self._waiter.watch(listener, partial(self._accept, listener))
+
+    def _close_gates(self) -> None:
+        for listener in self._gates:
+            self._waiter.unwatch(listener)
+        self._gates = []
+
+    def _accept(self, listener: socket.socket) -> None:
+        self._gate = listener
+        for _ in range(ACCEPTS_PER_TURN):
+            if not self._has_room():
+                return
+            try:
+                request, client_address = self.get_request()
+            except BlockingIOError:
+                return
+            except Exception as error:
+                if getattr(error, "errno", None) in _BROKEN_CLIENT:
+                    _log.debug("reject reason=broken error=%s", error)
+                    continue
+                self._rest(error)
+                return
+            if self._resting:
+                self._resting = False
+                _log.warning("accept works again")
+            self._admit(request, client_address)
+
+    def _rest(self, error: Exception) -> None:
+        """Leave the listeners alone for a moment: what failed would fail again at once, and the backlog keeps."""
+        if not self._resting:
+            _log.error("error accept: %s; clients wait in the backlog until it works again", error)
+        self._resting = True
+        self._rest_until = time.monotonic() + REST_SECONDS
+
+    def _admit(self, request: socket.socket, client_address: Any) -> None:
+        try:
+            if not self.verify_request(request, client_address):
+                self.shutdown_request(request)
+                return
+            if self._accepts_left is not None:
+                self._accepts_left -= 1
+            session = self.sessions[request] = Session(request, client_address)
+            _log.info("open %s", session.peer)
+            self.process_request(request, client_address)
+        except BaseException as error:
+            if _breaks_off(error):
+                raise
+            self._end_badly(request, client_address)
+
+    # The life of a session.
+
+    def run_session(self, request: socket.socket, client_address: Any) -> None:
+        """Run the handler and close the connection; whatever a hook or the handler raises ends here."""
+        try:
+            self.finish_request(request, client_address)
+            self.shutdown_request(request)
+        except BaseException as error:
+            if _breaks_off(error):
+                self.close_request(request)
+                self._forget(request)
+                raise
+            self._end_badly(request, client_address)
+
+    def _end_badly(self, request: Any, client_address: Any) -> None:
+        """Report the exception being handled and close the connection, even if the hooks for that raise too."""
+        for hook, *arguments in ((self.handle_error, request, client_address), (self.shutdown_request, request)):
+            try:
+                hook(*arguments)
+            except Exception:
+                _log.exception("error %s: a hook of the server failed", format_peer(client_address))
+        self._forget(request)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Run the handler, with the idle timeout on its socket (the handler's own ``timeout`` takes its place)."""
+        if self.options.idle_timeout is not None:
+            request.settimeout(self.options.idle_timeout)
+        super().finish_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Finish sending, discard what the peer still sends (bounded), close, and let go of the session."""
+        try:
+            if half_close(request, socket.SHUT_WR) and request in self.sessions:
+                linger(request)
+            self.close_request(request)
+        finally:
+            self._forget(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log the exception that is being handled: a peer that went away at debug level, a bug with its traceback.
+
+        An output that takes no more stops the server.
+        """
+        error = sys.exc_info()[1]
+        session = self.sessions.get(request)
+        gone = isinstance(error, (ConnectionError, TimeoutError))
+        if session is not None:
+            session.reason = EndReason.RESET if gone else EndReason.ERROR
+        if isinstance(error, OutputError):
+            self._fail(error)
+        elif gone:
+            _log.debug("error %s: %s", format_peer(client_address), error)
+        else:
+            _log.error("error %s: %r", format_peer(client_address), error, exc_info=True)
+
+    def _forget(self, request: Any) -> None:
+        full = self.active >= self.max_conns
+        session = self.sessions.pop(request, None)
+        if session is None:
+            return
+        _log.info(
+            "close %s reason=%s lines=%d bytes=%d seconds=%.3f",
+            *(session.peer, session.reason.value, session.lines, session.received, session.seconds),
+        )
+        if full or self._stopping or self._accepts_left == 0:
+            self._waiter.wake()
+
+    # The stop.
+
+    def request_stop(self) -> None:
+        """Ask the server to stop and return at once. Safe in any thread and in a signal handler.
+
+        Once a server has served and stopped, this does nothing.
+        """
+        if self._serving_thread is None and self._served:
+            return
+        self._stopping = True
+        self._waiter.wake()
+
+    def shutdown(self) -> None:
+        """Stop the server and wait until it has; from one of its own sessions, return without waiting."""
+        self.request_stop()
+        if threading.get_ident() == self._serving_thread or self._inside_session():
+            return
+        if not self._at_rest.wait(self.options.graceful_timeout + 2 * CUT_SECONDS):
+            self._cut()
+            self._at_rest.wait(CUT_SECONDS)
+
+    def _inside_session(self) -> bool:
+        return False
+
+    def _fail(self, error: OutputError) -> None:
+        self.failure = error
+        self.request_stop()
+
+    def _drain(self, patience: float) -> None:
+        """End all sessions: they read EOF, print and answer what they have; after ``patience`` seconds, cut them."""
+        self._close_gates()
+        if self.close_on_stop:
+            close_listeners(self.listeners)
+        before = self.active
+        try:
+            if before and patience and not self.failure:
+                _log.info("drain sessions=%d seconds=%g", before, patience)
+                self._end_input()
+                self._wait_for_sessions(patience)
+        except StopNow:
+            pass
+        cut = self.active
+        if cut:
+            self._cut()
+            self._wait_for_sessions(CUT_SECONDS)
+        _log.info("stopped finished=%d cut=%d", before - cut, cut)
+
+    def _wait_for_sessions(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self.active and (left := deadline - time.monotonic()) > 0:
+            self._turn(left)
+
+    def _end_input(self) -> None:
+        for session in list(self.sessions.values()):
+            half_close(session.request, socket.SHUT_RD)
+
+    def _cut(self) -> None:
+        for session in list(self.sessions.values()):
+            half_close(session.request, socket.SHUT_RDWR)
+
+
+def _breaks_off(error: BaseException) -> bool:
+    """Tell a Ctrl-C or a second signal, which must get out, from what a handler may raise itself."""
+    return isinstance(error, StopNow) or (
+        isinstance(error, KeyboardInterrupt)
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )

@@ -1,0 +1,238 @@
+"""The print/exit protocol without a socket: bytes in, events out; no clock, no print.
+
+Two framings with one interface. :class:`LineProtocol` tells lines apart whatever TCP did to the stream;
+:class:`ChunkProtocol` takes each read for one message, as the lecture's servers do.
+
+Feed ``receive_data`` with what a read returned (``b""`` is EOF) and act on the events in order. The last event
+of a session is :class:`SessionEnd`; after it, everything is ignored. Times are the caller's: when ``awaiting_exit``
+is true, call :meth:`pause` after EXIT_PAUSE seconds without a byte; when a session must end for a reason of the
+caller's own, call :meth:`end` with it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from .escaping import decode
+
+__all__ = [
+    "EXIT_PAUSE",
+    "FRAMINGS",
+    "Chunk",
+    "ChunkProtocol",
+    "EndReason",
+    "Event",
+    "LineProtocol",
+    "Lines",
+    "SessionEnd",
+]
+
+#: Seconds of silence after which an unfinished "exit" counts.
+EXIT_PAUSE = 0.2
+
+
+class EndReason(Enum):
+    """Why a session ended; the value is the word in logs."""
+
+    #: A line was blank.
+    EMPTY_LINE = "empty_line"
+    #: A line read "exit".
+    EXIT = "exit"
+    #: The peer finished sending, or the server is draining.
+    EOF = "eof"
+    #: The peer was silent for too long.
+    IDLE_TIMEOUT = "idle_timeout"
+    #: A line was longer than the limit.
+    LINE_TOO_LONG = "line_too_long"
+    #: The connection broke.
+    RESET = "reset"
+    #: The handler closed the session, or has no protocol of ours and returned.
+    CLOSED = "closed"
+    #: The handler failed.
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A run of whole lines: ``data`` holds each with a LF, the CR of a CRLF removed. Iterates as text, len() counts."""
+
+    data: bytes
+
+    def __iter__(self) -> Iterator[str]:
+        return map(decode, self.data[:-1].split(b"\n"))
+
+    def __len__(self) -> int:
+        return self.data.count(b"\n")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One message in chunk framing: ``data`` as it came, cut between characters. Iterates as its one text."""
+
+    data: bytes
+
+    def __iter__(self) -> Iterator[str]:
+        yield decode(self.data)
+
+    def __len__(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class SessionEnd:
+    """The session is over; nothing follows."""
+
+    reason: EndReason
+
+
+Event = Lines | Chunk | SessionEnd
+
+# What str.strip() removes, as UTF-8, LF aside: whether a line is blank is asked of its text.
+_BLANK = (
+    rb"(?:[\t\x0b-\r\x1c-\x1f ]|\xc2[\x85\xa0]|\xe1\x9a\x80"
+    rb"|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)*"
+)
+# The LF before the line stands in front, so that the engine searches for one byte.
+_find_end = re.compile(rb"\n" + _BLANK + rb"(?:(exit)" + _BLANK + rb")?\n").search
+
+
+class LineProtocol:
+    """Lines end at LF; the stream decides, never its segments.
+
+    ``max_line`` bounds a line in bytes, its CR and LF not counted, and with it what is held back: a longer line
+    yields its first ``max_line`` bytes and LINE_TOO_LONG. asyncio's streams and http.server stop at 64 KiB too.
+    """
+
+    def __init__(self, max_line: int = 65536) -> None:
+        self._max_line = max_line
+        self._pending = bytearray()
+        self._ended = False
+
+    @property
+    def awaiting_exit(self) -> bool:
+        """True when what is unfinished reads just "exit": a client may be waiting for us to hang up."""
+        return self._pending == b"exit" or self._pending == b"exit\r"
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Return the events that ``data`` completes; ``b""`` is EOF."""
+        if self._ended:
+            return []
+        if not data:
+            return self.end(EndReason.EOF)
+        cut = data.rfind(b"\n") + 1
+        if not cut:
+            self._pending += data
+            return self._check_pending()
+        whole = bytes(self._pending) + data[:cut] if self._pending else data[:cut]
+        self._pending[:] = data[cut:]
+        return self._split(whole)
+
+    def pause(self) -> list[Event]:
+        """Tell that nothing came for EXIT_PAUSE seconds: an unfinished "exit" ends the session."""
+        return self._finish(b"", EndReason.EXIT) if self.awaiting_exit else []
+
+    def end(self, reason: EndReason) -> list[Event]:
+        """End the session for ``reason``; what is unfinished is a line, which after EOF may be a reason itself."""
+        if self._ended:
+            return []
+        rest = bytes(self._pending)
+        if len(rest) > self._max_line:  # by a CR that no LF made part of a terminator
+            return self._finish(rest[: self._max_line] + b"\n", EndReason.LINE_TOO_LONG)
+        ending = _find_end(b"\n" + rest + b"\n") if rest else None
+        if ending is None:
+            return self._finish(rest + b"\n" if rest else b"", reason)
+        return self._finish(b"", _reason(ending) if reason is EndReason.EOF else reason)
+
+    def _split(self, whole: bytes) -> list[Event]:
+        too_long = self._first_too_long(whole)
+        fitting = whole if too_long is None else whole[:too_long]
+        ending = _find_end(b"\n" + fitting)
+        if ending is not None:
+            return self._finish(_without_cr(whole[: ending.start()]), _reason(ending))
+        if too_long is not None:
+            start = whole[too_long : too_long + self._max_line]
+            return self._finish(_without_cr(fitting) + start + b"\n", EndReason.LINE_TOO_LONG)
+        return [Lines(_without_cr(whole)), *self._check_pending()]
+
+    def _first_too_long(self, whole: bytes) -> int | None:
+        """Return where the first line that is too long begins, found in leaps of ``max_line``; None if all fit."""
+        start, longest = 0, self._max_line
+        while len(whole) - start > longest + 1:
+            newline = whole.rfind(b"\n", start, start + longest + 1)
+            if newline < 0:
+                newline = start + longest + 1
+                if whole[newline - 1 : newline + 1] != b"\r\n":
+                    return start
+            start = newline + 1
+        return None
+
+    def _check_pending(self) -> list[Event]:
+        excess = len(self._pending) - self._max_line
+        if excess <= 0 or (excess == 1 and self._pending.endswith(b"\r")):
+            return []
+        return self._finish(bytes(self._pending[: self._max_line]) + b"\n", EndReason.LINE_TOO_LONG)
+
+    def _finish(self, lines: bytes, reason: EndReason) -> list[Event]:
+        self._ended = True
+        self._pending.clear()
+        return [Lines(lines), SessionEnd(reason)] if lines else [SessionEnd(reason)]
+
+
+class ChunkProtocol:
+    """Each read is one message, printed as it came; a blank one, or one with "exit" anywhere, ends the session.
+
+    The lecture's rule. What the lecture gets wrong is put right: a character cut between two reads is held back
+    until it is whole, and so is a CR until it is known whether a LF follows. ``max_line`` has no meaning here.
+    """
+
+    #: An "exit" counts when it is read; nothing is ever unfinished.
+    awaiting_exit = False
+
+    def __init__(self, max_line: int = 65536) -> None:
+        self._held = b""
+        self._ended = False
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Return the events of one read; ``b""`` is EOF."""
+        if self._ended:
+            return []
+        if not data:
+            return self.end(EndReason.EOF)
+        message = self._held + data
+        text, used = codecs.utf_8_decode(message, "backslashreplace", False)
+        if "exit" in text:
+            return self.end(EndReason.EXIT)
+        if used == len(message) and not text.strip():
+            return self.end(EndReason.EMPTY_LINE)
+        if text.endswith("\r") and used == len(message):
+            used -= 1
+        self._held = message[used:]
+        return [Chunk(message[:used])] if used else []
+
+    def pause(self) -> list[Event]:
+        """Do nothing: silence means nothing in this framing."""
+        return []
+
+    def end(self, reason: EndReason) -> list[Event]:
+        """End the session for ``reason``, with what was held back."""
+        if self._ended:
+            return []
+        self._ended = True
+        return [Chunk(self._held), SessionEnd(reason)] if self._held else [SessionEnd(reason)]
+
+
+#: The framings by the word that chooses them.
+FRAMINGS: dict[str, type[LineProtocol | ChunkProtocol]] = {"line": LineProtocol, "chunk": ChunkProtocol}
+
+
+def _reason(ending: re.Match[bytes]) -> EndReason:
+    return EndReason.EXIT if ending[1] else EndReason.EMPTY_LINE
+
+
+def _without_cr(whole: bytes) -> bytes:
+    """Remove the one CR before each LF that belongs to the terminator."""
+    return whole.replace(b"\r\n", b"\n") if b"\r" in whole else whole

@@ -1,0 +1,152 @@
+"""The three servers: one session at a time, a thread each, a child process each.
+
+What they share is in :class:`ServerMixin`; here each says how a session gets its thread or its process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import socketserver
+from functools import partial
+from typing import Any
+
+from .children import POLL_SECONDS, Child, fork_child, ignore_signal
+from .listeners import close_listeners
+from .mixin import ServerMixin
+from .sessions import half_close
+from .threads import SessionThreads
+
+__all__ = ["SingleServer", "ThreadServer"]
+
+_log = logging.getLogger("stdserve")
+
+
+class SingleServer(ServerMixin, socketserver.TCPServer):
+    """One session at a time, in the thread that serves; others wait in the backlog."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Run the session, here and now."""
+        self.run_session(request, client_address)
+
+    def request_stop(self) -> None:
+        """Ask the server to stop; the session that keeps the accept loop reads EOF."""
+        super().request_stop()
+        self._end_input()
+
+
+class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
+    """A thread for each session, at most ``max_conns``, reused.
+
+    The default of 1000 (gunicorn's too) fits the usual limit of 1024 descriptors and some 20 MB of memory.
+    """
+
+    default_max_conns = 1000
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what ``ServerMixin`` takes."""
+        super().__init__(*args, **kwargs)
+        self._session_threads = SessionThreads(self._run_in_thread, self.max_conns)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hand the session over to a thread."""
+        self._session_threads.submit(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Run the session, in its thread; may be overridden, as in ``ThreadingMixIn``."""
+        self.run_session(request, client_address)
+
+    def _run_in_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            self.process_request_thread(request, client_address)
+        except BaseException:
+            self._end_badly(request, client_address)
+
+    def _inside_session(self) -> bool:
+        return self._session_threads.inside
+
+
+if hasattr(os, "fork"):
+    __all__ += ["ForkServer"]
+
+    class ForkServer(ServerMixin, socketserver.ForkingTCPServer):
+        """A child process for each session, at most ``max_conns``, reaped by pid.
+
+        The default of 200 holds at about 1 MB each. What a handler does to the server's state stays in its child.
+        """
+
+        forks = True
+        default_max_conns = 200
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            """Take what ``ServerMixin`` takes."""
+            self._children: dict[int, Child] = {}
+            self._polled: list[Child] = []
+            self._in_child = False
+            super().__init__(*args, **kwargs)
+            _ = self.sink  # made before the first fork: children share its lock
+
+        @property
+        def active(self) -> int:
+            """How many sessions are open; in a child, its own."""
+            return len(self.sessions) + len(self._children)
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            """Fork a child that runs the session; raise OSError if there can be none."""
+            handlers: dict[int, Any] = {
+                signal.SIGTERM: lambda *_: half_close(request, socket.SHUT_RD),
+                signal.SIGINT: ignore_signal,
+            }
+            child = fork_child(partial(self._live_in_child, request, client_address), handlers)
+            self._children[child.pid] = child
+            if child.fd is None:
+                self._polled.append(child)
+            else:
+                self._waiter.watch(child.fd, partial(self._reap, child))
+            del self.sessions[request]
+            self.close_request(request)
+
+        def _live_in_child(self, request: Any, client_address: Any) -> int:
+            self._in_child = True
+            self._children.clear()
+            self._waiter.close()
+            # An orphan that kept them would keep the port.
+            close_listeners(self.listeners)
+            self.run_session(request, client_address)
+            return 0
+
+        def _turn(self, timeout: float | None) -> None:
+            if self._polled:
+                timeout = POLL_SECONDS if timeout is None else min(timeout, POLL_SECONDS)
+            super()._turn(timeout)
+            for child in self._polled[:]:
+                self._reap(child)
+
+        def _reap(self, child: Child) -> None:
+            if child.fd is not None:
+                self._waiter.unwatch(child.fd)
+            status = child.reap()
+            if status is None:
+                return
+            if child in self._polled:
+                self._polled.remove(child)
+            del self._children[child.pid]
+            if status < 0 and not self._stopping:
+                _log.error("error child %d was ended by %s", child.pid, signal.Signals(-status).name)
+            if not self._stopping and (failure := self.sink.error):
+                self._fail(failure)
+
+        def _end_input(self) -> None:
+            self._kill_children(signal.SIGTERM)
+
+        def _cut(self) -> None:
+            self._kill_children(signal.SIGKILL)
+
+        def _kill_children(self, signum: int) -> None:
+            for child in list(self._children.values()):
+                child.kill(signum)
+
+        def _inside_session(self) -> bool:
+            return self._in_child

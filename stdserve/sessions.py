@@ -1,0 +1,68 @@
+"""One connection as the server sees it: who, since when, how much, why it ended; and how it is closed."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+from .addresses import format_peer
+from .protocol import EndReason
+
+__all__ = ["LINGER_BYTES", "LINGER_SECONDS", "Session", "half_close", "linger"]
+
+#: Bounds of a lingering close. nginx waits 5 s between reads and 30 s in all; a handler's thread is dearer.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 64 * 1024 * 1024
+
+
+class Session:
+    """The record of one connection, from accept to close; its handler counts in it.
+
+    ``request`` is the socket, ``peer`` the address as text, ``lines`` and ``received`` count what came in
+    (bytes), ``reason`` is why it ended (CLOSED until a handler knows better).
+    """
+
+    __slots__ = ("lines", "peer", "reason", "received", "request", "started")
+
+    def __init__(self, request: socket.socket, client_address: Any) -> None:
+        self.request = request
+        self.peer = format_peer(client_address)
+        self.started = time.monotonic()
+        self.reason = EndReason.CLOSED
+        self.lines = 0
+        self.received = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long the session has lasted."""
+        return time.monotonic() - self.started
+
+
+def half_close(request: socket.socket, how: int) -> bool:
+    """Shut one direction down (socket.SHUT_RD: the handler reads EOF); False if the connection is gone already.
+
+    On the raw socket: ``SSLSocket.shutdown`` would go on in plain text (cpython gh-124618).
+    """
+    try:
+        socket.socket.shutdown(request, how)
+    except OSError:
+        return False
+    return True
+
+
+def linger(request: socket.socket, seconds: float = LINGER_SECONDS, limit: int = LINGER_BYTES) -> None:
+    """Read and discard until the peer closes, for at most ``seconds`` and ``limit`` bytes.
+
+    Closing with unread input makes the kernel send RST, and the peer may lose our last words (RFC 7230, 6.6).
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        while limit > 0 and (left := deadline - time.monotonic()) > 0:
+            request.settimeout(left)
+            data = request.recv(65536)
+            if not data:
+                return
+            limit -= len(data)
+    except OSError:
+        pass  # a reset, or the deadline: either way there is no one left to be polite to

@@ -1,0 +1,161 @@
+"""The one writer to the output: whole lines, in order, across threads and forked processes.
+
+``print()`` would lose lines in a forked child and tear them between threads. Here a block of lines is one
+``os.write``. To a regular file that is enough: the kernel keeps writes through one open file apart (f_pos_lock,
+or O_APPEND). A pipe or a terminal takes a large block in parts, between which even a small one could slip in,
+so there every write holds a lock: one between threads, and one between processes that dies with its holder.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import re
+import select
+import stat
+import sys
+import tempfile
+import threading
+from typing import IO
+
+from .errors import OutputError, StartError
+from .escaping import escape
+from .protocol import Chunk, Lines
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no fork, and so no other process to exclude
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Sink", "open_sink"]
+
+STDOUT = 1
+
+_C1 = re.compile("[\x7f-\x9f]")
+
+
+def open_sink(path: str | None = None, *, format: str = "text", raw: bool = False) -> Sink:
+    """Return a sink that appends to ``path``, or writes to standard output; raise StartError if it is not there.
+
+    To be called before anything else is opened: where standard output is closed, its number goes to the next
+    file, which might be a client's socket.
+    """
+    name = "standard output" if path is None else path
+    try:
+        if path is None:
+            return Sink(STDOUT, name, format=format, raw=raw)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        return Sink(fd, name, format=format, raw=raw)
+    except OSError as error:
+        raise StartError(f"cannot write to {name}: {error.strerror}") from None
+
+
+class Sink:
+    """Writes what sessions received to a file descriptor.
+
+    ``format``: "text" writes the lines, "peer" puts the client's address before each, "json" writes an object a
+    line with time, peer and line. Control characters are made visible unless ``raw``; JSON has its own way.
+    Make it before forking: children share its lock and its memory of failure.
+    """
+
+    def __init__(self, fd: int, name: str = "the output", *, format: str = "text", raw: bool = False) -> None:
+        """Write to ``fd``, called ``name`` in messages; raises OSError if it is not open."""
+        self.name = name
+        self._fd = fd
+        self._format = {"text": _as_text, "peer": _as_peer, "json": _as_json}[format]
+        self._raw = raw
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        self._lock_file = None if regular or fcntl is None else _open_lock_file()
+        self._thread_lock = threading.Lock()
+        # errno of the first failure, seen by every process that shares the sink.
+        self._failed = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def write(self, event: Lines | Chunk, peer: str) -> None:
+        """Write one run of lines, or one message, that ``peer`` sent; return when the system has taken all of it.
+
+        Raises OutputError when the output takes no more, and from then on at every call.
+        """
+        if error := self.error:
+            raise error
+        self._put(self._format(event, peer, self._raw))
+
+    @property
+    def error(self) -> OutputError | None:
+        """Why the output takes no more, whichever process found out; None while it works."""
+        code = int.from_bytes(self._failed[:4], sys.byteorder)
+        return self._error_of(code) if code else None
+
+    def close(self) -> None:
+        """Give back what the sink opened; standard output stays open."""
+        if self._lock_file is not None:
+            self._lock_file.close()
+        if self._fd > 2:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _put(self, block: bytes) -> None:
+        try:
+            if self._lock_file is None:
+                self._write_all(block)
+                return
+            with self._thread_lock:
+                # Not flock: a forked child inherits that lock and is not excluded by it.
+                fcntl.lockf(self._lock_file, fcntl.LOCK_EX)
+                try:
+                    self._write_all(block)
+                finally:
+                    fcntl.lockf(self._lock_file, fcntl.LOCK_UN)
+        except OSError as error:
+            self._failed[:4] = (error.errno or errno.EIO).to_bytes(4, sys.byteorder)
+            raise self._error_of(error.errno or errno.EIO) from None
+
+    def _write_all(self, block: bytes) -> None:
+        rest: bytes | memoryview = block
+        while True:
+            try:
+                written = os.write(self._fd, rest)
+            except BlockingIOError:
+                # Whoever made our end of a pipe or terminal non-blocking shares it; the flag is theirs to keep.
+                select.select([], [self._fd], [])
+                continue
+            if written == len(rest):
+                return
+            rest = memoryview(rest)[written:]
+
+    def _error_of(self, code: int) -> OutputError:
+        reason = "its reader has gone" if code == errno.EPIPE else os.strerror(code)
+        return OutputError(f"cannot write to {self.name}: {reason}")
+
+
+def _open_lock_file() -> IO[bytes]:
+    # A file of our own: a lock on a terminal or /dev/null would be shared with strangers, and closing any
+    # other descriptor of the file would drop it (fcntl(2), "traditional" record locks).
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def _shown(event: Lines | Chunk) -> bytes:
+    if isinstance(event, Lines):
+        return escape(event.data)
+    # A message came as it came, so its line ends may be those of telnet; ChunkProtocol never splits a CRLF.
+    return b"\r\n".join(map(escape, event.data.split(b"\r\n")))
+
+
+def _as_text(event: Lines | Chunk, peer: str, raw: bool) -> bytes:
+    return event.data if raw else _shown(event)
+
+
+def _as_peer(event: Lines | Chunk, peer: str, raw: bool) -> bytes:
+    prefix = peer.encode() + b" "
+    lines = (event.data if raw else _shown(event)).removesuffix(b"\n")
+    return prefix + lines.replace(b"\n", b"\n" + prefix) + b"\n"
+
+
+def _as_json(event: Lines | Chunk, peer: str, raw: bool) -> bytes:
+    import json
+    from datetime import datetime, timezone
+
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    rows = (json.dumps({"time": now, "peer": peer, "line": line}, ensure_ascii=False) for line in event)
+    # JSON escapes the C0 controls itself; these may stand in it as they are, but drive terminals.
+    return _C1.sub(lambda control: f"\\u{ord(control[0]):04x}", "\n".join(rows) + "\n").encode()

@@ -1,0 +1,76 @@
+"""Threads that serve sessions: bounded in number, reused, and never waited for when they start."""
+
+from __future__ import annotations
+
+import _thread
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["SessionThreads"]
+
+#: Seconds a thread waits for its next session before it ends.
+KEEP_SECONDS = 10.0
+
+
+class SessionThreads:
+    """At most ``limit`` threads that call ``serve(*work)`` for each piece of work handed over.
+
+    Threads are started when work waits and none is idle, and end after ``keep`` seconds without any. They are
+    bare threads: ``Thread.start`` waits for the new thread's first step, and one that dies before it
+    would stop the accept loop for ever (cpython gh-140746). Like daemon threads, they do not hold up the end of
+    the process. ``serve`` must not raise.
+    """
+
+    def __init__(self, serve: Callable[..., None], limit: int, keep: float = KEEP_SECONDS) -> None:
+        self._serve = serve
+        self._limit = limit
+        self._keep = keep
+        self._work: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idents: set[int] = set()
+        self._count = 0
+        # Work handed over and not finished; what exceeds the count of threads waits in the queue.
+        self._unfinished = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def inside(self) -> bool:
+        """True when called from one of these threads."""
+        return _thread.get_ident() in self._idents
+
+    def submit(self, *work: Any) -> None:
+        """Hand over one piece of work and return at once; raise RuntimeError if no thread can be had for it."""
+        with self._lock:
+            if self._count <= self._unfinished and self._count < self._limit:
+                _thread.start_new_thread(self._run, ())
+                self._count += 1
+            self._unfinished += 1
+        self._work.put(work)
+
+    def _run(self) -> None:
+        ident = _thread.get_ident()
+        self._idents.add(ident)
+        while True:
+            try:
+                work = self._work.get(timeout=self._keep)
+            except queue.Empty:
+                if self._leave(ident):
+                    return
+                continue
+            self._serve(*work)
+            del work  # or an idle thread would keep its last client's socket alive
+            with self._lock:
+                self._unfinished -= 1
+
+    def _leave(self, ident: int) -> bool:
+        """Take this thread out of the count; False if there is work for it after all."""
+        with self._lock:
+            if self._count <= self._unfinished:
+                return False
+            self._count -= 1
+            self._idents.discard(ident)
+            return True

@@ -1,0 +1,56 @@
+"""Waiting for many descriptors at once, and being woken from anywhere: the heart of the accept loop."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Waiter"]
+
+
+class Waiter:
+    """Calls back when a watched descriptor is readable; sleeps until then, without polling.
+
+    All methods belong to the thread that takes the turns, except ``wake``, which any thread or signal handler
+    may call. The wake-up is a socket pair, since Windows cannot select on a pipe.
+    """
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wakened, self._waker = socket.socketpair()
+        self._wakened.setblocking(False)
+        self._waker.setblocking(False)
+        self.watch(self._wakened, self._drop_wakeups)
+
+    def watch(self, file: Any, call: Callable[[], None]) -> None:
+        """Call ``call()`` in each turn in which ``file`` (a socket or descriptor) is readable."""
+        self._selector.register(file, selectors.EVENT_READ, call)
+
+    def unwatch(self, file: Any) -> None:
+        """Forget ``file``; it must be watched, and not closed yet."""
+        self._selector.unregister(file)
+
+    def wake(self) -> None:
+        """End the wait that is going on, or the next one."""
+        try:
+            self._waker.send(b"\0")
+        except OSError:
+            pass  # full: it wakes anyway; closed: no one waits
+
+    def turn(self, timeout: float | None = None) -> None:
+        """Wait for ``timeout`` seconds at most (None: until something happens) and call what is due."""
+        for key, _ in self._selector.select(timeout):
+            # An earlier call of this turn may have had it forgotten.
+            if key.fileobj in self._selector.get_map():
+                key.data()
+
+    def close(self) -> None:
+        """Close the descriptors of the waiter itself. A forked child may, without harm to its parent's."""
+        self._selector.close()
+        self._wakened.close()
+        self._waker.close()
+
+    def _drop_wakeups(self) -> None:
+        self._wakened.recv(4096)
