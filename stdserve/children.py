@@ -72,10 +72,11 @@ class Child:
         return status
 
 
-def fork_child(run: Callable[[], int], handlers: Mapping[int, Any]) -> Child:
+def fork_child(run: Callable[[], int], handlers: Mapping[int, Any], born: Callable[[Child], None]) -> Child:
     """Fork a child that installs signal ``handlers``, calls ``run()`` and exits with what it returns.
 
-    No signal is lost or handled by the parent's handlers in the child: signals wait until the child's own are in
+    ``born(child)`` is called in the parent before any signal handler can run there, so that none finds a child that
+    nobody has written down. No signal is lost or handled by the parent's handlers in the child: signals wait until the child's own are in
     place. The child never returns from here; it flushes the standard streams (``os._exit`` would drop
     what they hold), runs no exit hooks of the parent's, and exits with CRASHED if ``run`` raises. Raises OSError.
     """
@@ -83,7 +84,9 @@ def fork_child(run: Callable[[], int], handlers: Mapping[int, Any]) -> Child:
         pid = os.fork()
         if pid == 0:
             _live(run, handlers, before)
-    return Child(pid)
+        child = Child(pid)
+        born(child)
+    return child
 
 
 def ignore_signal(signum: int, frame: Any) -> None:

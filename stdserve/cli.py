@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -41,6 +42,7 @@ _HABITS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; ``argv`` is without the program's name."""
+    _fill_standard_descriptors()
     try:
         options = _parse(argv)
         _log_to_stderr(options.log_level)
@@ -51,6 +53,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         return 3 if isinstance(error, StartError) else 1
     return 0
+
+
+def _fill_standard_descriptors() -> None:
+    """Give closed stdin and stderr something harmless, or the next socket takes their number and gets what is
+    meant for them. A closed stdout is left alone: the sink refuses to start on it.
+    """
+    for wanted in (0, 2):
+        try:
+            os.fstat(wanted)
+        except OSError:
+            fd = os.open(os.devnull, os.O_RDWR)
+            if fd != wanted:
+                os.dup2(fd, wanted)
+                os.close(fd)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -21,7 +21,6 @@ from .listeners import close_listeners, open_listeners
 from .mixin import ServerMixin, StopNow
 from .options import Options
 from .sink import Sink, open_sink
-from .supervisor import Supervisor
 
 __all__ = ["Serving", "serve", "serving"]
 
@@ -140,7 +139,8 @@ def _beside(
 @contextmanager
 def _apart(handler: Handler, options: Options, listeners: Sequence[socket.socket], sink: Sink) -> Iterator[Serving]:
     run = _run_workers if options.workers > 1 else _run_alone
-    child = fork_child(partial(_status_of, run, handler, options, listeners, sink), {signal.SIGINT: ignore_signal})
+    live = partial(_status_of, run, handler, options, listeners, sink)
+    child = fork_child(live, {signal.SIGINT: ignore_signal}, born=lambda child: None)
     server = Serving(listeners, None)
     close_listeners(listeners)
     try:
@@ -158,12 +158,17 @@ def _apart(handler: Handler, options: Options, listeners: Sequence[socket.socket
 
 
 def _run_alone(
-    ready: Callable[[], None], handler: Handler, options: Options, listeners: Sequence[socket.socket], sink: Sink
+    ready: Callable[[], None],
+    handler: Handler,
+    options: Options,
+    listeners: Sequence[socket.socket],
+    sink: Sink,
+    stop_signals: Sequence[int] = (signal.SIGTERM, signal.SIGINT),
 ) -> None:
     server = create_server(handler, options=options, listeners=listeners, sink=sink)
     server.close_on_stop = True
     try:
-        with _signals_stop(server):
+        with _signals_stop(server, stop_signals):
             ready()
             server.serve_forever()
     finally:
@@ -173,8 +178,11 @@ def _run_alone(
 def _run_workers(
     ready: Callable[[], None], handler: Handler, options: Options, listeners: Sequence[socket.socket], sink: Sink
 ) -> None:
+    from .supervisor import Supervisor  # here, for the sake of a quick start without workers
+
     supervisor = Supervisor(
-        partial(_status_of, _run_alone, handler, options, listeners, sink),
+        # A worker leaves SIGINT alone: Ctrl-C reaches it too, and would be the first of two signals to stop.
+        partial(_status_of, _run_alone, handler, options, listeners, sink, (signal.SIGTERM,)),
         options.workers,
         fatal=(_FAILED, _UNSTARTED),
         patience=options.graceful_timeout + _GRACE,
@@ -200,8 +208,8 @@ def _status_of(run: Callable[..., None], *arguments: Any) -> int:
 
 
 @contextmanager
-def _signals_stop(server: ServerMixin) -> Iterator[None]:
-    """Let SIGTERM and SIGINT stop ``server``: the first asks, the second and the alarm after the deadline insist."""
+def _signals_stop(server: ServerMixin, stop_signals: Sequence[int]) -> Iterator[None]:
+    """Let signals stop ``server``: the first asks, the second and the alarm after the deadline insist."""
     asked = False
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -211,17 +219,17 @@ def _signals_stop(server: ServerMixin) -> Iterator[None]:
         asked = True
         server.request_stop()
         # A handler that keeps the main thread (mode single) keeps the accept loop from seeing the deadline.
-        if hasattr(signal, "setitimer"):
+        if hasattr(signal, "setitimer"):  # pragma: no branch - Windows has no alarm
+            before[signal.SIGALRM] = signal.signal(signal.SIGALRM, stop)
             signal.setitimer(signal.ITIMER_REAL, server.options.graceful_timeout + _GRACE)
 
-    names = [name for name in ("SIGTERM", "SIGINT", "SIGALRM") if hasattr(signal, name)]
-    before = {number: signal.signal(number, stop) for number in (getattr(signal, name) for name in names)}
+    before = {number: signal.signal(number, stop) for number in stop_signals}
     try:
         yield
     except StopNow:
         pass  # it came when the server had stopped already
     finally:
-        if hasattr(signal, "setitimer"):
+        if asked and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)

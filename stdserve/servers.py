@@ -99,14 +99,16 @@ if hasattr(os, "fork"):
                 signal.SIGTERM: lambda *_: half_close(request, socket.SHUT_RD),
                 signal.SIGINT: ignore_signal,
             }
-            child = fork_child(partial(self._live_in_child, request, client_address), handlers)
+            fork_child(partial(self._live_in_child, request, client_address), handlers, self._write_down)
+            del self.sessions[request]
+            self.close_request(request)
+
+        def _write_down(self, child: Child) -> None:
             self._children[child.pid] = child
             if child.fd is None:
                 self._polled.append(child)
             else:
                 self._waiter.watch(child.fd, partial(self._reap, child))
-            del self.sessions[request]
-            self.close_request(request)
 
         def _live_in_child(self, request: Any, client_address: Any) -> int:
             self._in_child = True

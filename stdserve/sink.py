@@ -15,7 +15,6 @@ import re
 import select
 import stat
 import sys
-import tempfile
 import threading
 from typing import IO
 
@@ -131,7 +130,11 @@ class Sink:
 def _open_lock_file() -> IO[bytes]:
     # A file of our own: a lock on a terminal or /dev/null would be shared with strangers, and closing any
     # other descriptor of the file would drop it (fcntl(2), "traditional" record locks).
-    return tempfile.TemporaryFile(buffering=0)
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("stdserve lock"), "r+b", buffering=0)
+    import tempfile  # pragma: no cover - not Linux; here, because it brings half the standard library along
+
+    return tempfile.TemporaryFile(buffering=0)  # pragma: no cover - not Linux
 
 
 def _shown(event: Lines | Chunk) -> bytes:

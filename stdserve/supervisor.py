@@ -118,11 +118,15 @@ class Supervisor:
             return
         for _ in range(self._missing()):
             # Ctrl-C reaches the whole foreground group; what it means is for the supervisor to say.
-            worker = fork_child(self._live, {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: ignore_signal})
-            self._workers[worker.pid] = worker, time.monotonic()
-            if worker.fd is not None:
-                self._waiter.watch(worker.fd, _nothing)
-            _log.debug("worker %d started", worker.pid)
+            fork_child(
+                self._live, {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: ignore_signal}, self._write_down
+            )
+
+    def _write_down(self, worker: Child) -> None:
+        self._workers[worker.pid] = worker, time.monotonic()
+        if worker.fd is not None:
+            self._waiter.watch(worker.fd, _nothing)
+        _log.debug("worker %d started", worker.pid)
 
     def _live(self) -> int:
         self._waiter.close()

@@ -1,0 +1,243 @@
+"""The scenarios of the protocol, over every mode and address family, against real processes."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Iterator
+
+import pytest
+from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all, reset
+
+MODES = {
+    "single": ["--mode", "single"],
+    "thread": ["--mode", "thread"],
+    "fork": ["--mode", "fork"],
+    "thread_workers": ["--mode", "thread", "--workers", "2"],
+    "fork_workers": ["--mode", "fork", "--workers", "2"],
+}
+HOSTS = {"ipv4": "127.0.0.1", "ipv6": "::1"}
+NAMES = itertools.count()
+
+
+class Running:
+    """A server and where to reach it."""
+
+    def __init__(self, process: ServerProcess, mode: str, host: str) -> None:
+        self.process = process
+        self.mode = mode
+        self.address = (host, process.port)
+
+
+@pytest.fixture(scope="module", params=[f"{mode}-{family}-plain" for mode in MODES for family in HOSTS])
+def running(request: pytest.FixtureRequest) -> Iterator[Running]:
+    """One server for all the scenarios of a combination; it must end well."""
+    mode, family, _ = request.param.split("-")
+    bind = {"ipv4": "127.0.0.1:0", "ipv6": "[::1]:0"}[family]
+    with ServerProcess("--bind", bind, *MODES[mode], "--max-line", "5000", port=None) as process:
+        yield Running(process, mode, HOSTS[family])
+        assert 0 == process.stop()
+        assert [] == [line for line in process.log if "Traceback" in line or line.startswith("error")]
+
+
+@pytest.fixture
+def name() -> bytes:
+    """A word that no other test sends."""
+    return b"client-%d" % next(NAMES)
+
+
+def test_lines_are_printed_and_exit_ends_the_session(running: Running, name: bytes) -> None:
+    """Both line ends count, the lines come out in order, what follows exit does not."""
+    assert b"" == exchange(running.address, name + b" 1\n" + name + b" 2\r\n exit \nafter " + name + b"\n")
+
+    running.process.wait_for_output(name + b" 1\n" + name + b" 2\n")
+    assert b"after " + name not in running.process.output
+
+
+def test_a_client_that_says_exit_sees_the_server_hang_up(running: Running, name: bytes) -> None:
+    """The client keeps its side open; EOF comes all the same."""
+    assert b"" == exchange(running.address, name + b"\nexit\n", half_close=False)
+
+
+def test_exit_without_a_newline_is_answered_after_a_pause(running: Running) -> None:
+    """The lecture's telnet habit: four bytes, then waiting for the server."""
+    assert b"" == exchange(running.address, b"exit", half_close=False)
+
+
+def test_a_blank_line_ends_the_session(running: Running, name: bytes) -> None:
+    """Blank means blank after strip()."""
+    assert b"" == exchange(running.address, name + b"\n \t\r\nafter " + name, half_close=False)
+    running.process.wait_for_output(name + b"\n")
+    assert b"after " + name not in running.process.output
+
+
+def test_what_came_without_a_newline_before_eof_is_a_line(running: Running, name: bytes) -> None:
+    """The lecture's clients never send a newline."""
+    exchange(running.address, b"ping " + name)
+    running.process.wait_for_output(b"ping " + name + b"\n")
+
+
+def test_exit_inside_a_line_is_ordinary_text(running: Running, name: bytes) -> None:
+    """"process exited" is a line like any other."""
+    exchange(running.address, b"process exited " + name + b"\nexit code 0 " + name + b"\n")
+    running.process.wait_for_output(b"process exited " + name + b"\nexit code 0 " + name + b"\n")
+
+
+def test_control_characters_and_bad_bytes_are_shown_not_obeyed(running: Running, name: bytes) -> None:
+    """NUL, ESC, CR, DEL, C1 and invalid UTF-8 come out as \\xNN; tab stays."""
+    exchange(running.address, name + b" \x00 \x1b[2J a\rb \x7f \xc2\x9b \xff\xfe \t.\n")
+    running.process.wait_for_output(name + rb" \x00 \x1b[2J a\x0db \x7f \xc2\x9b \xff\xfe " + b"\t.\n")
+
+
+def test_characters_cut_between_segments_stay_whole(running: Running, name: bytes) -> None:
+    """600 Cyrillic letters, cut in the middle of one, which kills the lecture's server."""
+    text = name + b" " + "ж".encode() * 600
+    with connect(running.address) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(text[: len(name) + 2])
+        eventually(lambda: any("open" in line for line in running.process.log))
+        client.sendall(text[len(name) + 2 :])
+    running.process.wait_for_output(text + b"\n")
+
+
+def test_bytes_one_at_a_time_give_the_same_lines(running: Running, name: bytes) -> None:
+    """How TCP cuts the stream changes nothing."""
+    with connect(running.address) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in name + b" one\r\n" + name + " два\n".encode() + b"exit\r\n":
+            client.sendall(bytes([byte]))
+        assert b"" == read_all(client)
+    running.process.wait_for_output(name + b" one\n" + name + " два\n".encode())
+
+
+def test_a_line_that_is_too_long_is_cut_and_ends_the_session(running: Running, name: bytes) -> None:
+    """The first max_line bytes are printed; the rest is discarded, and the client sees a clean end."""
+    line = (name + b" ").ljust(5000, b"x")
+    assert b"" == exchange(running.address, line + b"y" * 100_000 + b"\nafter " + name + b"\n")
+
+    running.process.wait_for_output(line + b"\n")
+    assert b"y" * 10 not in running.process.output
+    running.process.wait_for_log(r"close .* reason=line_too_long lines=1 ")
+
+
+def test_a_client_that_resets_disturbs_nobody(running: Running, name: bytes) -> None:
+    """What it sent is printed, nothing is complained of, the next client is served."""
+    client = connect(running.address)
+    client.sendall(name + b" whole\n" + name + b" unfinished")
+    running.process.wait_for_output(name + b" whole\n")
+    reset(client)
+    running.process.wait_for_output(name + b" unfinished\n")
+    exchange(running.address, b"next " + name)
+    running.process.wait_for_output(b"next " + name + b"\n")
+
+
+def test_a_browser_gets_a_page_and_its_request_is_printed(running: Running, name: bytes) -> None:
+    """A request line of HTTP, then headers, then the blank line that ends the session."""
+    request = b"GET /" + name + b" HTTP/1.1\r\nHost: here\r\n\r\n"
+    reply = exchange(running.address, request, half_close=False)
+
+    assert reply.startswith(b"HTTP/1.1 200 OK\r\n")
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert b"Content-Length: %d" % len(body) in head
+    running.process.wait_for_output(b"GET /" + name + b" HTTP/1.1\nHost: here\n")
+
+
+def test_a_silent_client_keeps_nobody_waiting(running: Running, name: bytes) -> None:
+    """Except in mode single, where the next client is served when the first one is done."""
+    with connect(running.address) as silent:
+        running.process.wait_for_log("open " + peer_of(silent))
+        with connect(running.address) as client:
+            client.sendall(b"served " + name + b"\nexit\n")
+            if running.mode == "single":
+                client.settimeout(0.3)
+                with pytest.raises(TimeoutError):
+                    client.recv(1)
+                silent.close()
+                client.settimeout(DEADLINE)
+            assert b"" == read_all(client)
+    running.process.wait_for_output(b"served " + name + b"\n")
+
+
+def test_the_log_tells_each_session_from_open_to_close(running: Running, name: bytes) -> None:
+    """One line each, with the peer, the reason and the counts."""
+    with connect(running.address) as client:
+        peer = peer_of(client)
+        client.sendall(name + b"\n" + name + b"\nexit\n")
+        read_all(client)
+    running.process.wait_for_log("^open " + peer)
+    size = 2 * len(name) + 7
+    running.process.wait_for_log(rf"^close {peer} reason=exit lines=2 bytes={size} seconds=\d+\.\d\d\d$")
+
+
+def peer_of(client: socket.socket) -> str:
+    """The client as the server's log names it, as a pattern."""
+    host, port = client.getsockname()[:2]
+    return rf"\[{host}\]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sigterm_stops_at_once_with_idle_clients_connected(mode: str) -> None:
+    """Exit code 0, and what an idle client has sent is printed."""
+    with ServerProcess(*MODES[mode]) as server:
+        with connect(server.address) as idle:
+            server.wait_for_log("open " + peer_of(idle))
+            idle.sendall(b"unfinished")
+            # In the kernel's buffers when the signal comes, or already read: either way it is not lost.
+            assert 0 == server.stop()
+            assert b"" == read_all(idle)
+        assert b"unfinished\n" == server.output
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ctrl_c_in_a_terminal_reaches_the_whole_group_and_stops_it(mode: str) -> None:
+    """SIGINT goes to supervisor, workers and children alike; exit code 0, nobody is left."""
+    import os
+    import signal
+
+    with ServerProcess(*MODES[mode], start_new_session=True) as server, connect(server.address) as idle:
+        server.wait_for_log("open " + peer_of(idle))
+        os.killpg(server.pid, signal.SIGINT)
+        assert 0 == server.wait()
+        assert b"" == read_all(idle)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(server.pid, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_idle_timeout_ends_a_silent_session(mode: str) -> None:
+    """What was unfinished is printed first."""
+    with ServerProcess(*MODES[mode], "--idle-timeout", "300ms") as server:
+        assert b"" == exchange(server.address, b"and then", half_close=False)
+        assert b"and then\n" == server.output
+        server.wait_for_log("close .* reason=idle_timeout lines=1 bytes=8 ")
+
+
+@pytest.mark.parametrize("mode", ["single", "thread", "fork"])
+def test_once_serves_one_client_and_ends(mode: str) -> None:
+    """A client that takes its time is not hurried."""
+    with ServerProcess("--mode", mode, "--once") as server:
+        with connect(server.address) as client:
+            server.wait_for_log("open " + peer_of(client))
+            client.sendall(b"one\n")
+            server.wait_for_output(b"one\n")
+            client.sendall(b"two\nexit\n")
+            assert b"" == read_all(client)
+        assert 0 == server.wait()
+        assert b"one\ntwo\n" == server.output
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_chunk_framing_takes_each_read_for_a_message(mode: str) -> None:
+    """As it came, without a newline of ours; exit counts anywhere."""
+    with ServerProcess(*MODES[mode], "--framing", "chunk") as server:
+        with connect(server.address) as client:
+            client.sendall(b"one")
+            server.wait_for_output(b"one")
+            client.sendall("д".encode()[:1])
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.sendall("д".encode()[1:] + b" two\r\n")
+            server.wait_for_output("oneд two\r\n".encode())
+            client.sendall(b"process exited")
+            assert b"" == read_all(client)
+        assert 0 == server.stop()
+        assert "oneд two\r\n".encode() == server.output
