@@ -9,7 +9,8 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from . import runner
@@ -45,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _fill_standard_descriptors()
     try:
         options = _parse(argv)
-        _log_to_stderr(options.log_level)
-        runner.serve(options=options, ready=lambda addresses: _explain(options, addresses))
+        with _log_on_stderr(options.log_level):
+            runner.serve(options=options, ready=lambda addresses: _explain(options, addresses))
     except StdserveError as error:
         _complain(str(error))
         if isinstance(error, ConfigError):
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fill_standard_descriptors() -> None:
     """Give closed stdin and stderr something harmless, or the next socket takes their number and gets what is
-    meant for them. A closed stdout is left alone: the sink refuses to start on it.
+    meant for them. A closed stdout is the sink's affair, which refuses to start on it.
     """
     for wanted in (0, 2):
         try:
@@ -95,13 +96,22 @@ def _parse(argv: Sequence[str] | None) -> Options:
     return parse_options(vars(known))
 
 
-def _log_to_stderr(level: str) -> None:
+@contextmanager
+def _log_on_stderr(level: str) -> Iterator[None]:
+    """Send the log to standard error, and put its logger back as it was: main() may be one call of many."""
+    logger = logging.getLogger("stdserve")
+    before = logger.level, logger.propagate
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("stdserve")
     logger.addHandler(handler)
     logger.setLevel(level.upper())
     logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        level_before, logger.propagate = before
+        logger.setLevel(level_before)
 
 
 def _explain(options: Options, addresses: Sequence[str]) -> None:

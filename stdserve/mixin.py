@@ -96,6 +96,7 @@ class ServerMixin(socketserver.TCPServer):
         self.max_conns = self.options.max_conns or self.default_max_conns
         self.sessions: dict[Any, Session] = {}
         self.failure: OutputError | None = None
+        self._made_sink: Sink | None = None
         if sink is not None:
             self.sink = sink
         self._waiter = Waiter()
@@ -118,7 +119,8 @@ class ServerMixin(socketserver.TCPServer):
     @cached_property
     def sink(self) -> Sink:
         """Where handlers print: standard output, unless the server was given another."""
-        return open_sink()
+        self._made_sink = open_sink()
+        return self._made_sink
 
     @property
     def listeners(self) -> list[socket.socket]:
@@ -141,6 +143,8 @@ class ServerMixin(socketserver.TCPServer):
         """Close the listeners and what the accept loop holds; sessions are not waited for, ``shutdown`` does that."""
         close_listeners(self.listeners)
         self._waiter.close()
+        if self._made_sink is not None:
+            self._made_sink.close()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Take one client from the listener that has one; raise OSError (BlockingIOError if it has gone)."""
@@ -266,7 +270,7 @@ class ServerMixin(socketserver.TCPServer):
             self.shutdown_request(request)
         except BaseException as error:
             if _breaks_off(error):
-                self.close_request(request)
+                request.close()
                 self._forget(request)
                 raise
             self._end_badly(request, client_address)
@@ -278,6 +282,7 @@ class ServerMixin(socketserver.TCPServer):
                 hook(*arguments)
             except Exception:
                 _log.exception("error %s: a hook of the server failed", format_peer(client_address))
+        request.close()
         self._forget(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:

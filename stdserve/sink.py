@@ -16,7 +16,6 @@ import select
 import stat
 import sys
 import threading
-from typing import IO
 
 from .errors import OutputError, StartError
 from .escaping import escape
@@ -37,11 +36,13 @@ _C1 = re.compile("[\x7f-\x9f]")
 def open_sink(path: str | None = None, *, format: str = "text", raw: bool = False) -> Sink:
     """Return a sink that appends to ``path``, or writes to standard output; raise StartError if it is not there.
 
-    To be called before anything else is opened: where standard output is closed, its number goes to the next
-    file, which might be a client's socket.
+    Where standard output was closed from the start, its number has gone to another file, maybe a client's socket:
+    Python remembers.
     """
     name = "standard output" if path is None else path
     try:
+        if path is None and sys.__stdout__ is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if path is None:
             return Sink(STDOUT, name, format=format, raw=raw)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -65,7 +66,7 @@ class Sink:
         self._format = {"text": _as_text, "peer": _as_peer, "json": _as_json}[format]
         self._raw = raw
         regular = stat.S_ISREG(os.fstat(fd).st_mode)
-        self._lock_file = None if regular or fcntl is None else _open_lock_file()
+        self._lock_fd = None if regular or fcntl is None else _open_lock()
         self._thread_lock = threading.Lock()
         # errno of the first failure, seen by every process that shares the sink.
         self._failed = mmap.mmap(-1, mmap.PAGESIZE)
@@ -87,24 +88,25 @@ class Sink:
 
     def close(self) -> None:
         """Give back what the sink opened; standard output stays open."""
-        if self._lock_file is not None:
-            self._lock_file.close()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
         if self._fd > 2:
             os.close(self._fd)
             self._fd = -1
 
     def _put(self, block: bytes) -> None:
         try:
-            if self._lock_file is None:
+            if self._lock_fd is None:
                 self._write_all(block)
                 return
             with self._thread_lock:
                 # Not flock: a forked child inherits that lock and is not excluded by it.
-                fcntl.lockf(self._lock_file, fcntl.LOCK_EX)
+                fcntl.lockf(self._lock_fd, fcntl.LOCK_EX)
                 try:
                     self._write_all(block)
                 finally:
-                    fcntl.lockf(self._lock_file, fcntl.LOCK_UN)
+                    fcntl.lockf(self._lock_fd, fcntl.LOCK_UN)
         except OSError as error:
             self._failed[:4] = (error.errno or errno.EIO).to_bytes(4, sys.byteorder)
             raise self._error_of(error.errno or errno.EIO) from None
@@ -127,14 +129,15 @@ class Sink:
         return OutputError(f"cannot write to {self.name}: {reason}")
 
 
-def _open_lock_file() -> IO[bytes]:
+def _open_lock() -> int:
     # A file of our own: a lock on a terminal or /dev/null would be shared with strangers, and closing any
     # other descriptor of the file would drop it (fcntl(2), "traditional" record locks).
     if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("stdserve lock"), "r+b", buffering=0)
+        return os.memfd_create("stdserve lock")
     import tempfile  # pragma: no cover - not Linux; here, because it brings half the standard library along
 
-    return tempfile.TemporaryFile(buffering=0)  # pragma: no cover - not Linux
+    with tempfile.TemporaryFile() as file:  # pragma: no cover - not Linux
+        return os.dup(file.fileno())
 
 
 def _shown(event: Lines | Chunk) -> bytes:

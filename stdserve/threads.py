@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +53,9 @@ class SessionThreads:
         self._work.put(work)
 
     def _run(self) -> None:
+        # Debuggers, profilers and coverage ask threading for its threads; a bare one has to ask back.
+        sys.settrace(threading.gettrace())
+        sys.setprofile(threading.getprofile())
         ident = _thread.get_ident()
         self._idents.add(ident)
         while True:

@@ -1,0 +1,296 @@
+"""Handlers: what a subclass is called with, in which order, and what reaches the client."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+
+import pytest
+from processes import DEADLINE, connect, eventually, exchange, read_all, reset
+from stdserve import ChunkHandler, EchoHandler, EndReason, LineHandler, Options, PrintHandler, serving
+
+
+class Upper(LineHandler):
+    """The README's handler."""
+
+    def line_received(self, line: str) -> str:
+        return line.upper()
+
+
+class Recorder(LineHandler):
+    """Notes every call; each test makes a subclass with a list of its own."""
+
+    calls: list[object]
+
+    def connection_made(self) -> None:
+        self.calls.append("made")
+
+    def line_received(self, line: str) -> None:
+        self.calls.append(line)
+
+    def connection_lost(self, reason: EndReason) -> None:
+        self.calls.append(reason)
+
+
+def recorder() -> type[Recorder]:
+    """A Recorder with an empty list."""
+    return type("Fresh", (Recorder,), {"calls": []})
+
+
+def test_a_reply_is_what_line_received_returns() -> None:
+    """With a LF, in order, lines that came together answered together."""
+    with serving(Upper) as server:
+        assert b"ONE\nTWO\n\xd0\x96\n" == exchange(server.address, "one\r\ntwo\nж".encode())
+
+
+def test_a_reply_may_be_bytes_or_nothing() -> None:
+    """Bytes go as they are; None sends nothing."""
+
+    class Mixed(LineHandler):
+        def line_received(self, line: str) -> str | bytes | None:
+            return {"bytes": b"\xff\xfe", "text": "ж"}.get(line)
+
+    with serving(Mixed) as server:
+        assert b"\xff\xfe\n\xd0\xb6\n" == exchange(server.address, b"bytes\nnothing\ntext\n")
+
+
+def test_a_reply_comes_before_the_next_line_is_awaited() -> None:
+    """A client may wait for each answer."""
+    with serving(Upper) as server, connect(server.address) as client:
+        for word in (b"one", b"two"):
+            client.sendall(word + b"\n")
+            assert word.upper() + b"\n" == client.recv(100)
+
+
+def test_replies_and_direct_writes_keep_their_order() -> None:
+    """Both go the same way."""
+
+    class Both(LineHandler):
+        def line_received(self, line: str) -> str:
+            self.wfile.write(b"direct ")
+            self.reply("reply")
+            return line
+
+    with serving(Both) as server:
+        assert b"direct reply\na\ndirect reply\nb\n" == exchange(server.address, b"a\nb\n")
+
+
+def test_the_hooks_are_called_in_order_with_the_reason() -> None:
+    """Made, each line, lost."""
+    handler = recorder()
+    with serving(handler) as server:
+        exchange(server.address, b"one\ntwo \xff\x1b\nexit\nthree")
+    assert ["made", "one", "two \\xff\x1b", EndReason.EXIT] == handler.calls
+
+
+@pytest.mark.parametrize("workless", [True, False])
+def test_a_hook_that_raises_ends_one_session_and_is_logged(caplog: pytest.LogCaptureFixture, workless: bool) -> None:
+    """With its traceback, once; what was replied before arrives; others go on."""
+    lost: list[EndReason] = []
+
+    class Fails(Upper):
+        def connection_made(self) -> None:
+            if not workless:
+                raise ValueError("no work")
+
+        def line_received(self, line: str) -> str:
+            if line == "bad":
+                raise ValueError("no such word")
+            return super().line_received(line)
+
+        def connection_lost(self, reason: EndReason) -> None:
+            lost.append(reason)
+
+    with serving(Fails) as server:
+        assert (b"GOOD\n" if workless else b"") == exchange(server.address, b"good\nbad\nnever")
+        assert (b"STILL HERE\n" if workless else b"") == exchange(server.address, b"still here")
+    assert ([EndReason.ERROR, EndReason.EOF] if workless else []) == lost
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert (1 if workless else 2) == len(errors)
+    assert errors[0].exc_info is not None
+    assert "ValueError" in errors[0].getMessage()
+
+
+def test_a_client_that_resets_is_reason_reset(caplog: pytest.LogCaptureFixture) -> None:
+    """What it sent is still received; nobody complains."""
+    handler = recorder()
+    with serving(handler) as server:
+        client = connect(server.address)
+        client.sendall(b"one\n")
+        eventually(lambda: "one" in handler.calls)
+        reset(client)
+        eventually(lambda: EndReason.RESET in handler.calls)
+    assert ["made", "one", EndReason.RESET] == handler.calls
+    assert [] == [record for record in caplog.records if record.levelname != "INFO"]
+
+
+def test_lines_are_received_also_when_the_client_takes_no_replies() -> None:
+    """It sent and left; its last line was sent all the same."""
+    calls: list[str] = []
+
+    class Answers(LineHandler):
+        def line_received(self, line: str) -> str:
+            calls.append(line)
+            return "x" * 100_000
+
+    with serving(Answers) as server:
+        client = connect(server.address)
+        client.sendall(b"".join(b"%d\n" % number for number in range(100)))
+        eventually(lambda: calls)
+        reset(client)
+        eventually(lambda: not server.server.active)
+    assert [str(number) for number in range(100)] == calls
+
+
+def test_a_client_that_never_reads_is_idle() -> None:
+    """A reply that cannot be sent counts as silence; what was received before is not lost."""
+    lost: list[EndReason] = []
+
+    class Floods(LineHandler):
+        timeout = 0.3
+
+        def line_received(self, line: str) -> bytes:
+            return b"x" * 10_000_000
+
+        def connection_lost(self, reason: EndReason) -> None:
+            lost.append(reason)
+
+    with serving(Floods) as server, connect(server.address) as client:
+        client.sendall(b"one\n")
+        eventually(lambda: lost)
+    assert [EndReason.IDLE_TIMEOUT] == lost
+
+
+def test_a_handlers_own_timeout_wins_over_the_options() -> None:
+    """Seconds of silence, as in StreamRequestHandler."""
+    handler = recorder()
+    handler.timeout = 0.1
+    with serving(handler, idle_timeout=DEADLINE) as server:
+        assert b"" == exchange(server.address, b"unfinished", half_close=False)
+    assert ["made", "unfinished", EndReason.IDLE_TIMEOUT] == handler.calls
+
+
+def test_an_unfinished_exit_that_goes_on_in_time_is_no_exit() -> None:
+    """The pause has not passed; the timeout of before is back afterwards."""
+    handler = recorder()
+    with serving(handler, idle_timeout=DEADLINE) as server, connect(server.address) as client:
+        client.sendall(b"x\nexit")
+        eventually(lambda: "x" in handler.calls)
+        client.sendall(b"us\n")
+        eventually(lambda: "exitus" in handler.calls)
+        client.sendall(b"exit\n")
+        assert b"" == read_all(client)
+    assert ["made", "x", "exitus", EndReason.EXIT] == handler.calls
+
+
+def test_class_attributes_win_over_the_servers_options() -> None:
+    """framing and max_line."""
+    handler = recorder()
+    handler.max_line = 3
+    with serving(handler) as server:
+        exchange(server.address, b"abcdef\n")
+    assert ["made", "abc", EndReason.LINE_TOO_LONG] == handler.calls
+
+    handler = recorder()
+    handler.framing = "chunk"
+    with serving(handler) as server:
+        exchange(server.address, b"one\ntwo")
+    assert ["made", "one\ntwo", EndReason.EOF] == handler.calls
+
+
+def test_the_session_counts_and_names_its_peer() -> None:
+    """Lines and bytes received; the address as text."""
+    seen: list[tuple[str, int, int]] = []
+
+    class Looks(LineHandler):
+        def connection_lost(self, reason: EndReason) -> None:
+            seen.append((self.peer, self.session.lines, self.session.received))
+
+    with serving(Looks) as server, connect(server.address) as client:
+        peer = "%s:%d" % client.getsockname()
+        client.sendall(b"one\ntwo\nexit\n")
+        read_all(client)
+    assert [(peer, 2, 13)] == seen
+
+
+def test_print_prints_and_echo_prints_and_replies(capfd: pytest.CaptureFixture[str]) -> None:
+    """A reply of echo means that the line is printed."""
+    with serving(PrintHandler) as server:
+        assert b"" == exchange(server.address, b"one\n")
+    with serving(EchoHandler) as server, connect(server.address) as client:
+        client.sendall(b"two\r\n\x1b\n")
+        reply = b""
+        while len(reply) < 6:
+            reply += client.recv(100)
+        assert b"two\n\x1b\n" == reply
+        assert "one\ntwo\n\\x1b\n" == capfd.readouterr().out
+
+
+def test_echo_does_not_mistake_a_browser_for_one_that_wants_a_page(capfd: pytest.CaptureFixture[str]) -> None:
+    """Its reply is what was sent."""
+    with serving(EchoHandler) as server:
+        assert b"GET / HTTP/1.1\n" == exchange(server.address, b"GET / HTTP/1.1\r\n\r\n")
+
+
+def test_only_the_first_line_can_be_a_browsers(capfd: pytest.CaptureFixture[str]) -> None:
+    """A client may well send a log of requests."""
+    with serving(PrintHandler) as server, connect(server.address) as client:
+        client.sendall(b"log:\n")
+        eventually(lambda: "log:" in capfd.readouterr().out)
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert b"" == read_all(client)
+
+
+def test_the_chunk_handler_is_the_lectures_server_whatever_the_options(capfd: pytest.CaptureFixture[str]) -> None:
+    """framing is its own."""
+    with serving(ChunkHandler, options=Options(framing="line", bind=("127.0.0.1:0",))) as server:
+        assert b"" == exchange(server.address, b"process exited\n", half_close=False)
+    assert "" == capfd.readouterr().out
+
+
+@pytest.mark.parametrize("server_class", [socketserver.TCPServer, socketserver.ThreadingTCPServer])
+def test_our_handlers_run_on_the_standard_librarys_servers(
+    server_class: type[socketserver.TCPServer], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With default settings, printing to standard output."""
+    with server_class(("127.0.0.1", 0), EchoHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        assert b"one\ntwo\n" == exchange(server.server_address[:2], b"one\ntwo\nexit\n", half_close=False)
+        server.shutdown()
+        thread.join(DEADLINE)
+    assert "one\ntwo\n" == capfd.readouterr().out
+
+
+def test_our_handlers_run_on_the_standard_librarys_forking_server() -> None:
+    """Nothing printed is lost, though the child leaves by os._exit."""
+    code = (
+        "import socketserver, stdserve, sys\n"
+        "with socketserver.ForkingTCPServer(('127.0.0.1', 0), stdserve.PrintHandler) as server:\n"
+        "    print(server.server_address[1], file=sys.stderr, flush=True)\n"
+        "    server.handle_request()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stderr is not None
+        port = int(process.stderr.readline())
+        exchange(("127.0.0.1", port), b"one\n")
+        out, err = process.communicate(timeout=DEADLINE)
+    assert ("one\n", "") == (out, err)
+
+
+def test_one_clients_reset_while_another_is_served(capfd: pytest.CaptureFixture[str]) -> None:
+    """100 clients that reset at any moment leave no trace but their lines."""
+    with serving(EchoHandler) as server:
+        with connect(server.address) as steady:
+            for number in range(100):
+                client = connect(server.address)
+                client.sendall(b"line\n" * (number % 7))
+                if number % 3 == 0:
+                    client.shutdown(socket.SHUT_RD)
+                reset(client)
+            steady.sendall(b"steady\n")
+            assert b"steady\n" == steady.recv(100)
+    assert "Traceback" not in capfd.readouterr().err

@@ -1,0 +1,168 @@
+"""The sink below its servers: formats, locks, failures."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from processes import DEADLINE, eventually
+from stdserve.errors import OutputError, StartError
+from stdserve.protocol import Chunk, Lines
+from stdserve.sink import Sink, open_sink
+
+PEER = "127.0.0.1:4000"
+
+
+def written(event: Lines | Chunk, format: str = "text", raw: bool = False) -> bytes:
+    """What a sink writes for one event."""
+    reader, writer = os.pipe()
+    sink = Sink(writer, format=format, raw=raw)
+    sink.write(event, PEER)
+    sink.close()
+    with os.fdopen(reader, "rb") as stream:
+        return stream.read()
+
+
+@pytest.mark.parametrize(
+    ("event", "format", "raw", "expected"),
+    [
+        (Lines(b"a\nb\x1b\n"), "text", False, b"a\nb\\x1b\n"),
+        (Lines(b"a\nb\x1b\n"), "text", True, b"a\nb\x1b\n"),
+        (Lines(b"a\r\nb\n"), "text", False, b"a\\x0d\nb\n"),
+        (Lines(b"a\nb\x1b\n"), "peer", False, b"127.0.0.1:4000 a\n127.0.0.1:4000 b\\x1b\n"),
+        (Lines(b"a\nb\x1b\n"), "peer", True, b"127.0.0.1:4000 a\n127.0.0.1:4000 b\x1b\n"),
+        (Chunk(b"a\r\nb\rc"), "text", False, b"a\r\nb\\x0dc"),
+        (Chunk(b"a\r\nb\rc"), "text", True, b"a\r\nb\rc"),
+        (Chunk(b"a"), "peer", False, b"127.0.0.1:4000 a\n"),
+    ],
+)
+def test_formats(event: Lines | Chunk, format: str, raw: bool, expected: bytes) -> None:
+    """Text as it came and safe, raw as it came, the peer before each line."""
+    assert expected == written(event, format, raw)
+
+
+@given(st.lists(st.text(), min_size=1, max_size=5))
+def test_json_gives_every_text_back_and_drives_no_terminal(texts: list[str]) -> None:
+    """One object a line; no control character stands in it as it is."""
+    texts = [text.encode("utf-8", "replace").decode().replace("\n", "") for text in texts]
+    output = written(Lines("".join(text + "\n" for text in texts).encode()), "json")
+
+    assert texts == [json.loads(line)["line"] for line in output.decode().split("\n")[:-1]]
+    shown = output.decode().replace("\n", "")
+    assert not [character for character in shown if ord(character) < 32 or 127 <= ord(character) < 160]
+
+
+def test_a_file_is_appended_to(tmp_path: Path) -> None:
+    """What a server before wrote stays."""
+    path = tmp_path / "out"
+    path.write_bytes(b"before\n")
+    sink = open_sink(str(path))
+    sink.write(Lines(b"after\n"), PEER)
+    sink.close()
+    assert b"before\nafter\n" == path.read_bytes()
+
+
+def test_a_file_that_cannot_be_opened_is_a_start_error(tmp_path: Path) -> None:
+    """Named, with the system's reason."""
+    with pytest.raises(StartError, match=f"cannot write to {tmp_path}: Is a directory"):
+        open_sink(str(tmp_path))
+
+
+def test_a_failure_is_remembered() -> None:
+    """Every later write fails at once, and says why."""
+    reader, writer = os.pipe()
+    sink = Sink(writer, "the pipe")
+    assert sink.error is None
+    os.close(reader)
+    for _ in range(2):
+        with pytest.raises(OutputError, match="cannot write to the pipe: its reader has gone"):
+            sink.write(Lines(b"a\n"), PEER)
+    assert str(sink.error) == "cannot write to the pipe: its reader has gone"
+    sink.close()
+
+
+def test_a_failure_in_a_forked_child_is_known_to_its_parent() -> None:
+    """The parent stops on it."""
+    code = (
+        "import os\n"
+        "from stdserve.sink import Sink\n"
+        "from stdserve.protocol import Lines\n"
+        "full = os.open('/dev/full', os.O_WRONLY)\n"
+        "sink = Sink(full, 'it')\n"
+        "if os.fork() == 0:\n"
+        "    try:\n"
+        "        sink.write(Lines(b'a\\n'), '')\n"
+        "    except Exception:\n"
+        "        os._exit(0)\n"
+        "os.wait()\n"
+        "print(sink.error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
+    assert ("cannot write to it: No space left on device\n", "") == (result.stdout, result.stderr)
+
+
+def test_a_pipe_that_is_not_blocking_gets_everything_all_the_same() -> None:
+    """Its flag is left as it was found: others share it."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    sink = Sink(writer)
+    data = b"x" * 999_999 + b"\n"
+    got = bytearray()
+
+    def read() -> None:
+        while len(got) < len(data):
+            got.extend(os.read(reader, 65536))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    sink.write(Lines(data), PEER)
+    thread.join(DEADLINE)
+    assert data == got
+    assert not os.get_blocking(writer)
+    sink.close()
+    os.close(reader)
+
+
+def test_a_large_block_into_a_pipe_holds_off_the_small_ones_of_other_threads() -> None:
+    """A pipe takes a large block in parts; nothing comes between them."""
+    reader, writer = os.pipe()
+    sink = Sink(writer)
+    large = threading.Thread(target=sink.write, args=(Lines(b"x" * 300_000 + b"\n"), PEER))
+    large.start()
+    size = fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ)
+    eventually(lambda: buffered(reader) >= size - 4096, "a full pipe")
+    small = threading.Thread(target=sink.write, args=(Lines(b"small\n"), PEER))
+    small.start()
+    got = bytearray()
+    while len(got) < 300_007:
+        got.extend(os.read(reader, 65536))
+    assert b"x" * 300_000 + b"\nsmall\n" == got
+    for thread in (large, small):
+        thread.join(DEADLINE)
+    sink.close()
+    os.close(reader)
+
+
+def buffered(reader: int) -> int:
+    """Bytes that wait in a pipe (FIONREAD)."""
+    import array
+    import termios
+
+    count = array.array("i", [0])
+    fcntl.ioctl(reader, termios.FIONREAD, count)
+    return count[0]
+
+
+def test_standard_output_stays_open_when_the_sink_is_closed() -> None:
+    """It is not the sink's to close."""
+    sink = open_sink()
+    sink.close()
+    os.fstat(1)

@@ -1,0 +1,187 @@
+"""The supervisor: all workers serve, the dead are replaced, the end is complete."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange, read_all
+
+
+def test_all_workers_serve() -> None:
+    """With two of three stopped by SIGSTOP, the third serves; each in its turn."""
+    with ServerProcess("--workers", "3") as server:
+        server.wait_for_log("^listening")
+        workers = children_of(server.pid)
+        assert 3 == len(workers)
+        for number, worker in enumerate(workers):
+            others = [pid for pid in workers if pid != worker]
+            for pid in others:
+                os.kill(pid, signal.SIGSTOP)
+            assert b"" == exchange(server.address, b"worker %d\nexit\n" % number)
+            for pid in others:
+                os.kill(pid, signal.SIGCONT)
+            server.wait_for_output(b"worker %d\n" % number)
+
+
+def test_a_worker_that_dies_is_replaced_and_the_others_go_on() -> None:
+    """Sessions of other workers do not notice."""
+    with ServerProcess("--workers", "2") as server:
+        server.wait_for_log("^listening")
+        first, second = children_of(server.pid)
+        os.kill(first, signal.SIGSTOP)
+        with connect(server.address) as client:
+            server.wait_for_log("^open")
+            os.kill(first, signal.SIGKILL)
+            server.wait_for_log(f"error worker {first} was ended by SIGKILL; another starts in ")
+            eventually(lambda: len(children_of(server.pid)) == 2)
+            assert second in children_of(server.pid)
+            client.sendall(b"here\nexit\n")
+            assert b"" == read_all(client)
+        server.wait_for_output(b"here\n")
+        assert 0 == server.stop()
+
+
+def test_a_worker_that_ends_by_itself_is_replaced_too() -> None:
+    """SIGTERM to one worker is not a stop of the server."""
+    with ServerProcess("--workers", "2") as server:
+        server.wait_for_log("^listening")
+        first, second = children_of(server.pid)
+        eventually(lambda: catches(first, signal.SIGTERM))
+        os.kill(first, signal.SIGTERM)
+        server.wait_for_log(f"error worker {first} ended with status 0; another starts in ")
+        eventually(lambda: len(children_of(server.pid)) == 2)
+
+
+def catches(pid: int, signum: int) -> bool:
+    """Whether a process has a handler of its own for a signal (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (signum - 1) & 1)
+
+
+def test_sigkill_to_a_child_of_a_worker_leaves_the_worker_alone() -> None:
+    """Fork mode under workers."""
+    with ServerProcess("--workers", "2", "--mode", "fork") as server:
+        with connect(server.address) as client:
+            server.wait_for_log("^open")
+            eventually(lambda: any(children_of(worker) for worker in children_of(server.pid)))
+            (child,) = [child for worker in children_of(server.pid) for child in children_of(worker)]
+            os.kill(child, signal.SIGKILL)
+            assert b"" == read_all(client)
+        server.wait_for_log("error child")
+        assert 0 == server.stop()
+        assert not [line for line in server.log if line.startswith("error worker")]
+
+
+SCRIPT = """
+import logging, os, signal, sys, threading
+from stdserve.supervisor import Supervisor
+logging.basicConfig(level="DEBUG", format="%(message)s", stream=sys.stderr)
+{work}
+supervisor = Supervisor(work, {count}, patience={patience}, fatal=(3,))
+sys.exit(supervisor.run(lambda: print("ready", flush=True)))
+"""
+
+
+def script(work: str, count: int = 1, patience: float = 5) -> ServerProcess:
+    """A supervisor of workers that do as they are told here."""
+    code = SCRIPT.format(work=work, count=count, patience=patience)
+    return ServerProcess(port=None, command=(sys.executable, "-c", code))
+
+
+def test_a_fatal_status_stops_everything() -> None:
+    """No other worker would fare better."""
+    work = "def work():\n    open('first', 'x') if 0 else None\n    return 3 if os.getpid() % 2 else signal.pause() or 0"
+    work = (
+        "gate = os.pipe()\n"
+        "def work():\n"
+        "    if os.fork() == 0: os._exit(0)\n"
+        "    return 3\n"
+    )
+    with script(work, count=2) as supervisor:
+        assert 3 == supervisor.wait()
+        assert b"ready\n" == supervisor.output
+
+
+def test_a_worker_that_raises_is_logged_and_started_again_later_and_later() -> None:
+    """With its traceback; the wait doubles."""
+    with script("def work():\n    raise LookupError('no work')") as supervisor:
+        for wait in ("0.1", "0.2", "0.4"):
+            supervisor.wait_for_log(f"error worker .* ended with status 70; another starts in {wait} s")
+        supervisor.wait_for_log("LookupError: no work")
+        assert 0 == supervisor.stop()
+
+
+def test_workers_that_do_not_end_are_killed_at_the_deadline() -> None:
+    """SIGTERM was not enough."""
+    work = "def work():\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    print('deaf', flush=True)\n    signal.pause()"
+    with script(work, count=2, patience=0.2) as supervisor:
+        eventually(lambda: supervisor.output.count(b"deaf") == 2)
+        pids = children_of(supervisor.pid)
+        assert 0 == supervisor.stop()
+        assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_every_signal_is_passed_on() -> None:
+    """The first lets workers finish; what a second one means is theirs to know."""
+    work = (
+        "def work():\n"
+        "    count = []\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: (count.append(1), print('told', flush=True)))\n"
+        "    print('up', flush=True)\n"
+        "    while len(count) < 2: signal.pause()\n"
+        "    return 0"
+    )
+    with script(work) as supervisor:
+        supervisor.wait_for_output(b"up")
+        supervisor.process.send_signal(signal.SIGINT)
+        supervisor.wait_for_output(b"told")
+        assert 0 == supervisor.stop()
+        assert 2 == supervisor.output.count(b"told")
+
+
+def test_where_no_pidfd_can_be_had_workers_are_reaped_all_the_same() -> None:
+    """By looking now and then."""
+    with script("del os.pidfd_open\ndef work():\n    signal.pause()", count=2) as supervisor:
+        supervisor.wait_for_log("worker .* started", count=2)
+        os.kill(children_of(supervisor.pid)[0], signal.SIGKILL)
+        supervisor.wait_for_log("ended by SIGKILL")
+        supervisor.wait_for_log("worker .* started", count=3)
+        assert 0 == supervisor.stop()
+
+
+def test_a_worker_that_cannot_start_ends_serve_with_a_start_error() -> None:
+    """Exit code 3 on the command line."""
+    code = (
+        "import stdserve, sys\n"
+        "class Fails(stdserve.ThreadServer):\n"
+        "    def __init__(self, *args, **kwargs):\n"
+        "        raise stdserve.StartError('not today')\n"
+        "stdserve.register_mode('fails', Fails)\n"
+        "from stdserve.cli import main\n"
+        "sys.exit(main(['0', '--mode', 'fails', '--workers', '2']))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
+    assert 3 == result.returncode
+    assert "error not today" in result.stderr
+    assert "stdserve: a worker could not start" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_waits_for_the_sessions_of_all_workers(signum: int) -> None:
+    """Each prints what it has; nobody is left."""
+    with ServerProcess("--workers", "3") as server:
+        clients = [connect(server.address) for _ in range(9)]
+        server.wait_for_log("^open", count=9)
+        for number, client in enumerate(clients):
+            client.sendall(b"unfinished %d" % number)
+        assert 0 == server.stop(signum)
+        assert sorted(b"unfinished %d" % number for number in range(9)) == sorted(server.output.splitlines())
+        for client in clients:
+            assert b"" == read_all(client)
+            client.close()
