@@ -6,7 +6,6 @@ hooks.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -16,9 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
+from .accepting import AcceptLoop
 from .addresses import format_peer
 from .errors import OutputError
 from .listeners import close_listeners, prepare_listener
@@ -26,30 +26,13 @@ from .options import Options
 from .protocol import EndReason
 from .sessions import Session, half_close, linger
 from .sink import Sink, open_sink
-from .waiting import Waiter
 
 __all__ = ["ServerMixin", "StopNow"]
 
 _log = logging.getLogger("stdserve")
 
-#: Clients taken from one listener before the others have their turn.
-ACCEPTS_PER_TURN = 64
-
-#: Seconds a listener rests after accept() failed (trio's figure): it stays readable, so trying on would spin.
-REST_SECONDS = 0.1
-
 #: Seconds that sessions which were cut get to notice it.
 CUT_SECONDS = 1.0
-
-#: Errors of one connection, not of the listener: it broke before we took it (accept(2), "Error handling").
-_BROKEN_CLIENT = {
-    getattr(errno, name)
-    for name in (
-        *("ECONNABORTED", "EPERM", "EPROTO", "ENETDOWN", "ENOPROTOOPT", "EHOSTDOWN"),
-        *("ENONET", "EHOSTUNREACH", "EOPNOTSUPP", "ENETUNREACH", "ETIMEDOUT", "EINTR"),
-    )
-    if hasattr(errno, name)
-}
 
 
 class StopNow(KeyboardInterrupt):
@@ -99,10 +82,8 @@ class ServerMixin(socketserver.TCPServer):
         self._made_sink: Sink | None = None
         if sink is not None:
             self.sink = sink
-        self._waiter = Waiter()
-        self._gates: list[socket.socket] = []
-        self._gate: socket.socket | None = None
-        self._resting, self._rest_until = False, 0.0
+        self._loop = AcceptLoop(lambda: self.listeners, self._has_room, self._take, self._admit)
+        self._accepting: socket.socket | None = None
         self._accepts_left = 1 if self.options.once else None
         self._stopping = self._served = False
         self._serving_thread: int | None = None
@@ -142,13 +123,13 @@ class ServerMixin(socketserver.TCPServer):
     def server_close(self) -> None:
         """Close the listeners and what the accept loop holds; sessions are not waited for, ``shutdown`` does that."""
         close_listeners(self.listeners)
-        self._waiter.close()
+        self._loop.waiter.close()
         if self._made_sink is not None:
             self._made_sink.close()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Take one client from the listener that has one; raise OSError (BlockingIOError if it has gone)."""
-        request, client_address = (self._gate or self.socket).accept()
+        request, client_address = (self._accepting or self.socket).accept()
         request.setblocking(True)  # on the BSDs it inherits the listener's mode
         return request, client_address
 
@@ -171,7 +152,7 @@ class ServerMixin(socketserver.TCPServer):
                 patience = 0
             self._drain(patience)
         finally:
-            self._close_gates()
+            self._loop.shut()
             self._served, self._stopping, self._serving_thread = True, False, None
             self._at_rest.set()
         if self.failure is not None:
@@ -193,58 +174,17 @@ class ServerMixin(socketserver.TCPServer):
                 self._turn(left)
         finally:
             self._accepts_left = before
-            self._close_gates()
+            self._loop.shut()
 
     def _turn(self, timeout: float | None) -> None:
-        """Wait once for clients, if there is room for one, and for whatever else may happen."""
-        (self._open_gates if self._has_room() else self._close_gates)()
-        if self._resting:
-            rest = max(0.0, self._rest_until - time.monotonic())
-            timeout = rest if timeout is None else min(timeout, rest)
-        self._waiter.turn(timeout)
+        self._loop.turn(timeout)
 
     def _has_room(self) -> bool:
-        if self._resting and time.monotonic() < self._rest_until:
-            return False
         return not self._stopping and self._accepts_left != 0 and self.active < self.max_conns
 
-    def _open_gates(self) -> None:
-        if not self._gates:
-            self._gates = self.listeners
-            for listener in self._gates:
-                self._waiter.watch(listener, partial(self._accept, listener))
-
-    def _close_gates(self) -> None:
-        for listener in self._gates:
-            self._waiter.unwatch(listener)
-        self._gates = []
-
-    def _accept(self, listener: socket.socket) -> None:
-        self._gate = listener
-        for _ in range(ACCEPTS_PER_TURN):
-            if not self._has_room():
-                return
-            try:
-                request, client_address = self.get_request()
-            except BlockingIOError:
-                return
-            except Exception as error:
-                if getattr(error, "errno", None) in _BROKEN_CLIENT:
-                    _log.debug("reject reason=broken error=%s", error)
-                    continue
-                self._rest(error)
-                return
-            if self._resting:
-                self._resting = False
-                _log.warning("accept works again")
-            self._admit(request, client_address)
-
-    def _rest(self, error: Exception) -> None:
-        """Leave the listeners alone for a moment: what failed would fail again at once, and the backlog keeps."""
-        if not self._resting:
-            _log.error("error accept: %s; clients wait in the backlog until it works again", error)
-        self._resting = True
-        self._rest_until = time.monotonic() + REST_SECONDS
+    def _take(self, listener: socket.socket) -> tuple[Any, Any]:
+        self._accepting = listener
+        return self.get_request()
 
     def _admit(self, request: socket.socket, client_address: Any) -> None:
         try:
@@ -271,16 +211,19 @@ class ServerMixin(socketserver.TCPServer):
         except BaseException as error:
             if _breaks_off(error):
                 request.close()
-                self._forget(request)
                 raise
             self._end_badly(request, client_address)
+        finally:
+            self._forget(request)
 
     def _end_badly(self, request: Any, client_address: Any) -> None:
         """Report the exception being handled and close the connection, even if the hooks for that raise too."""
         for hook, *arguments in ((self.handle_error, request, client_address), (self.shutdown_request, request)):
             try:
                 hook(*arguments)
-            except Exception:
+            except BaseException as error:
+                if _breaks_off(error):
+                    raise
                 _log.exception("error %s: a hook of the server failed", format_peer(client_address))
         request.close()
         self._forget(request)
@@ -306,13 +249,16 @@ class ServerMixin(socketserver.TCPServer):
         An output that takes no more stops the server.
         """
         error = sys.exc_info()[1]
-        session = self.sessions.get(request)
-        gone = isinstance(error, (ConnectionError, TimeoutError))
-        if session is not None:
-            session.reason = EndReason.RESET if gone else EndReason.ERROR
+        reason = EndReason.ERROR
+        if isinstance(error, TimeoutError):
+            reason = EndReason.IDLE_TIMEOUT
+        elif isinstance(error, ConnectionError):
+            reason = EndReason.RESET
+        if session := self.sessions.get(request):
+            session.reason = reason
         if isinstance(error, OutputError):
             self._fail(error)
-        elif gone:
+        elif reason is not EndReason.ERROR:
             _log.debug("error %s: %s", format_peer(client_address), error)
         else:
             _log.error("error %s: %r", format_peer(client_address), error, exc_info=True)
@@ -327,7 +273,7 @@ class ServerMixin(socketserver.TCPServer):
             *(session.peer, session.reason.value, session.lines, session.received, session.seconds),
         )
         if full or self._stopping or self._accepts_left == 0:
-            self._waiter.wake()
+            self._loop.waiter.wake()
 
     # The stop.
 
@@ -339,7 +285,7 @@ class ServerMixin(socketserver.TCPServer):
         if self._serving_thread is None and self._served:
             return
         self._stopping = True
-        self._waiter.wake()
+        self._loop.waiter.wake()
 
     def shutdown(self) -> None:
         """Stop the server and wait until it has; from one of its own sessions, return without waiting."""
@@ -359,7 +305,7 @@ class ServerMixin(socketserver.TCPServer):
 
     def _drain(self, patience: float) -> None:
         """End all sessions: they read EOF, print and answer what they have; after ``patience`` seconds, cut them."""
-        self._close_gates()
+        self._loop.shut()
         if self.close_on_stop:
             close_listeners(self.listeners)
         before = self.active

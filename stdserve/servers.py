@@ -108,12 +108,12 @@ if hasattr(os, "fork"):
             if child.fd is None:
                 self._polled.append(child)
             else:
-                self._waiter.watch(child.fd, partial(self._reap, child))
+                self._loop.waiter.watch(child.fd, partial(self._reap, child))
 
         def _live_in_child(self, request: Any, client_address: Any) -> int:
             self._in_child = True
             self._children.clear()
-            self._waiter.close()
+            self._loop.waiter.close()
             # An orphan that kept them would keep the port.
             close_listeners(self.listeners)
             self.run_session(request, client_address)
@@ -128,7 +128,7 @@ if hasattr(os, "fork"):
 
         def _reap(self, child: Child) -> None:
             if child.fd is not None:
-                self._waiter.unwatch(child.fd)
+                self._loop.waiter.unwatch(child.fd)
             status = child.reap()
             if status is None:
                 return

@@ -453,3 +453,57 @@ def test_no_listeners_is_a_start_error() -> None:
     """Nothing of what was asked for exists here."""
     with pytest.raises(StartError):
         create_server(Upper, bind="192.0.2.1:0")
+
+
+def test_a_silent_client_of_an_unmodified_handler_is_closed_for_idle_timeout(caplog: pytest.LogCaptureFixture) -> None:
+    """The reason stands in the log line; there is no traceback."""
+    caplog.set_level("DEBUG", "stdserve")
+
+    class Reads(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+
+    with running(ThreadServer(LOCAL, Reads, options=Options(idle_timeout=0.1))) as server:
+        assert b"" == exchange(server.server_address, b"", half_close=False)
+        eventually(lambda: not server.sessions)
+    assert "reason=idle_timeout" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_rest_that_is_over_costs_no_cpu_when_there_is_no_room() -> None:
+    """The server is full when the listeners may be tried again: it sleeps until a session ends."""
+    errors: list[Exception] = []
+
+    class Meets(ThreadServer):
+        def get_request(self) -> tuple[socket.socket, Any]:
+            if errors:
+                raise errors.pop()
+            return super().get_request()
+
+    with running(create_server_of(Meets, max_conns=1)) as server:
+        errors.append(OSError(24, "Too many open files"))
+        with connect(server.server_address) as client:
+            client.sendall(b"one\n")
+            assert b"ONE\n" == client.recv(100)
+            server._loop._resting = True  # as after an accept that failed while this client was taken
+            before = time.process_time()
+            assert not readable(client, 0.5)
+            assert time.process_time() - before < 0.2
+
+
+def create_server_of(server_class: type[ServerMixin], **settings: Any) -> ServerMixin:
+    """A server of a class that no mode names."""
+    return server_class(LOCAL, Upper, options=Options(**settings))
+
+
+@both
+def test_a_shutdown_request_that_never_calls_ours_keeps_no_session(server_class: type[ServerMixin]) -> None:
+    """As in servers that were written for the standard library."""
+
+    class Own(server_class):  # type: ignore[misc, valid-type]
+        def shutdown_request(self, request: Any) -> None:
+            request.close()
+
+    with running(Own(LOCAL, Upper)) as server:
+        assert b"ONE\n" == exchange(server.server_address, b"one")
+        eventually(lambda: not server.sessions)
