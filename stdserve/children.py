@@ -39,7 +39,7 @@ class Child:
             pass
 
     def kill(self, signum: int) -> None:
-        """Send a signal; nothing happens if the child has ended (it is not reaped yet, so the pid is still its own)."""
+        """Send a signal; nothing happens if the child has ended (until it is reaped, the pid is still its own)."""
         try:
             os.kill(self.pid, signum)
         except ProcessLookupError:
@@ -75,10 +75,11 @@ class Child:
 def fork_child(run: Callable[[], int], handlers: Mapping[int, Any], born: Callable[[Child], None]) -> Child:
     """Fork a child that installs signal ``handlers``, calls ``run()`` and exits with what it returns.
 
-    ``born(child)`` is called in the parent before any signal handler can run there, so that none finds a child that
-    nobody has written down. No signal is lost or handled by the parent's handlers in the child: signals wait until the child's own are in
-    place. The child never returns from here; it flushes the standard streams (``os._exit`` would drop
-    what they hold), runs no exit hooks of the parent's, and exits with CRASHED if ``run`` raises. Raises OSError.
+    ``born(child)`` is called in the parent before any signal handler can run there, so that none finds a child
+    that nobody has written down. In the child, signals wait until its own handlers are in place: none is lost,
+    none reaches the parent's. The child never returns from here; it flushes the standard streams (``os._exit``
+    would drop what they hold), runs no exit hooks of the parent's, and exits with CRASHED if ``run`` raises.
+    Raises OSError.
     """
     with _signals_held() as before:
         pid = os.fork()

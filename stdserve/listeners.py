@@ -111,6 +111,6 @@ def _open_at(family: int, where: tuple[Any, ...], any_port: bool) -> socket.sock
 
 
 def _resolve(host: str) -> list[tuple[Any, ...]]:
-    """Return (family, host, flow and scope if any) for each address of ``host``, in the resolver's order, none twice."""
+    """Return (family, host, flow and scope if any) for each address of ``host``, in the resolver's order."""
     found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return list(dict.fromkeys((family, where[0], *where[2:]) for family, _, _, _, where in found))

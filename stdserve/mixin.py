@@ -84,6 +84,8 @@ class ServerMixin(socketserver.TCPServer):
             self.sink = sink
         self._loop = AcceptLoop(lambda: self.listeners, self._has_room, self._take, self._admit)
         self._accepting: socket.socket | None = None
+        self._taken = 0
+        self._take_until: int | None = None
         self._accepts_left = 1 if self.options.once else None
         self._stopping = self._served = False
         self._serving_thread: int | None = None
@@ -164,27 +166,31 @@ class ServerMixin(socketserver.TCPServer):
     def handle_request(self) -> None:
         """Wait for one client, ``self.timeout`` seconds at most, and serve it; without one call ``handle_timeout``."""
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
-        before, self._accepts_left = self._accepts_left, 1
+        self._take_until = self._taken + 1
         try:
-            while self._accepts_left:
+            while self._taken < self._take_until:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     self.handle_timeout()
                     return
                 self._turn(left)
         finally:
-            self._accepts_left = before
+            self._take_until = None
             self._loop.shut()
 
     def _turn(self, timeout: float | None) -> None:
         self._loop.turn(timeout)
 
     def _has_room(self) -> bool:
-        return not self._stopping and self._accepts_left != 0 and self.active < self.max_conns
+        if self._stopping or self._accepts_left == 0 or self._taken == self._take_until:
+            return False
+        return self.active < self.max_conns
 
     def _take(self, listener: socket.socket) -> tuple[Any, Any]:
         self._accepting = listener
-        return self.get_request()
+        request, client_address = self.get_request()
+        self._taken += 1
+        return request, client_address
 
     def _admit(self, request: socket.socket, client_address: Any) -> None:
         try:

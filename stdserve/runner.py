@@ -112,9 +112,7 @@ def serving(
 
 
 @contextmanager
-def _beside(
-    handler: Handler, options: Options, listeners: Sequence[socket.socket], sink: Sink
-) -> Iterator[Serving]:
+def _beside(handler: Handler, options: Options, listeners: Sequence[socket.socket], sink: Sink) -> Iterator[Serving]:
     server = create_server(handler, options=options, listeners=listeners, sink=sink)
     failures: list[OutputError] = []
 
@@ -235,9 +233,7 @@ def _signals_stop(server: ServerMixin, stop_signals: Sequence[int]) -> Iterator[
             signal.signal(number, handler)
 
 
-def _announce(
-    options: Options, listeners: Sequence[socket.socket], ready: Callable[[list[str]], None] | None
-) -> None:
+def _announce(options: Options, listeners: Sequence[socket.socket], ready: Callable[[list[str]], None] | None) -> None:
     addresses = [format_peer(listener.getsockname()) for listener in listeners]
     workers = f", {options.workers} workers" if options.workers > 1 else ""
     for address in addresses:

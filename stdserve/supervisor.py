@@ -118,9 +118,7 @@ class Supervisor:
             return
         for _ in range(self._missing()):
             # Ctrl-C reaches the whole foreground group; what it means is for the supervisor to say.
-            fork_child(
-                self._live, {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: ignore_signal}, self._write_down
-            )
+            fork_child(self._live, {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: ignore_signal}, self._write_down)
 
     def _write_down(self, worker: Child) -> None:
         self._workers[worker.pid] = worker, time.monotonic()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from processes import DEADLINE, ServerProcess, exchange
+
 from stdserve import cli
 from stdserve.version import __version__
 
@@ -87,7 +88,11 @@ def test_an_ipv6_address_is_shown_with_the_brackets_each_tool_wants() -> None:
         (["--mode", "threads"], 2, "--mode must be one of single, thread, fork, not 'threads'"),
         (["--workers", "0"], 2, "--workers must be at least 1, not 0"),
         (["--workers", "two"], 2, "--workers must be a whole number, not 'two'"),
-        (["--idle-timeout", "-5"], 2, "--idle-timeout must be a duration above 0 such as 500ms, 5s, 2m or 1h, not '-5'"),
+        (
+            ["--idle-timeout", "-5"],
+            2,
+            "--idle-timeout must be a duration above 0 such as 500ms, 5s, 2m or 1h, not '-5'",
+        ),
         (["--idle-timeout", "0"], 2, "--idle-timeout must be above 0, not 0.0"),
         (["--idle-timeout"], 2, "argument -i/--idle-timeout: expected one argument"),
         (["--framing", "word"], 2, "--framing must be one of line, chunk, not 'word'"),

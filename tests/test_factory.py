@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from processes import exchange
+from test_mixin import running
+
 from stdserve import (
     MODES,
     ConfigError,
@@ -23,10 +25,11 @@ from stdserve import (
     register_mode,
 )
 from stdserve.factory import load_handler
-from test_mixin import running
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("single", SingleServer), ("thread", ThreadServer), ("fork", ForkServer)])
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("single", SingleServer), ("thread", ThreadServer), ("fork", ForkServer)]
+)
 def test_a_mode_is_a_word(mode: str, expected: type[ServerMixin]) -> None:
     """And the server it makes is listening."""
     with create_server(EchoHandler, mode, bind="127.0.0.1:0") as server:

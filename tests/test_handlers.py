@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from processes import DEADLINE, connect, eventually, exchange, read_all, reset
+
 from stdserve import ChunkHandler, EchoHandler, EndReason, LineHandler, Options, PrintHandler, serving
 
 
@@ -283,14 +284,13 @@ def test_our_handlers_run_on_the_standard_librarys_forking_server() -> None:
 
 def test_one_clients_reset_while_another_is_served(capfd: pytest.CaptureFixture[str]) -> None:
     """100 clients that reset at any moment leave no trace but their lines."""
-    with serving(EchoHandler) as server:
-        with connect(server.address) as steady:
-            for number in range(100):
-                client = connect(server.address)
-                client.sendall(b"line\n" * (number % 7))
-                if number % 3 == 0:
-                    client.shutdown(socket.SHUT_RD)
-                reset(client)
-            steady.sendall(b"steady\n")
-            assert b"steady\n" == steady.recv(100)
+    with serving(EchoHandler) as server, connect(server.address) as steady:
+        for number in range(100):
+            client = connect(server.address)
+            client.sendall(b"line\n" * (number % 7))
+            if number % 3 == 0:
+                client.shutdown(socket.SHUT_RD)
+            reset(client)
+        steady.sendall(b"steady\n")
+        assert b"steady\n" == steady.recv(100)
     assert "Traceback" not in capfd.readouterr().err

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from processes import DEADLINE, connect, eventually, exchange, read_all
+
 from stdserve import LineHandler, Options, ServerMixin, SingleServer, StartError, ThreadServer, create_server
 from stdserve.listeners import open_listeners
 
@@ -107,7 +108,9 @@ def test_a_refused_client_is_closed_and_the_next_one_served(server_class: type[S
 
 
 @both
-@pytest.mark.parametrize("hook", ["verify_request", "process_request", "finish_request", "shutdown_request", "handle_error"])
+@pytest.mark.parametrize(
+    "hook", ["verify_request", "process_request", "finish_request", "shutdown_request", "handle_error"]
+)
 def test_no_hook_that_raises_ends_the_loop(
     server_class: type[ServerMixin], hook: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -402,11 +405,10 @@ def test_an_output_that_fails_ends_serve_forever(tmp_path: Any) -> None:
     for mode in ("single", "thread"):
         sink = open_sink("/dev/full")
         server = create_server(PrintHandler, mode, sink=sink, bind="127.0.0.1:0")
-        with contextlib.suppress(ConnectionError):
-            with connect(server.server_address) as client:
-                client.sendall(b"one\n")
-                with pytest.raises(OutputError, match="No space left"):
-                    server.serve_forever()
+        with contextlib.suppress(ConnectionError), connect(server.server_address) as client:
+            client.sendall(b"one\n")
+            with pytest.raises(OutputError, match="No space left"):
+                server.serve_forever()
         server.server_close()
         sink.close()
 

@@ -78,7 +78,7 @@ def test_what_came_without_a_newline_before_eof_is_a_line(running: Running, name
 
 
 def test_exit_inside_a_line_is_ordinary_text(running: Running, name: bytes) -> None:
-    """"process exited" is a line like any other."""
+    """A line that reads "process exited" is a line like any other."""
     exchange(running.address, b"process exited " + name + b"\nexit code 0 " + name + b"\n")
     running.process.wait_for_output(b"process exited " + name + b"\nexit code 0 " + name + b"\n")
 

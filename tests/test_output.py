@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -19,6 +20,7 @@ import pytest
 from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all
 from test_modes import MODES
 
+QUIET = ("--log-level", "warning", "--bind", "127.0.0.1:0")
 CLIENTS = 16
 LINES = 20_000
 
@@ -70,14 +72,15 @@ def test_sixteen_clients_into_a_file_arrive_whole_with_workers(tmp_path: Path) -
     path = tmp_path / "lines"
     path.write_bytes(b"kept\n")
     with ServerProcess(*MODES["fork_workers"], "-o", str(path)) as server:
+        sent = [b"".join(b"%d %04d\n" % (n, i) for i in range(5000)) for n in range(8)]
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda n: exchange(server.address, b"".join(b"%d %04d\n" % (n, i) for i in range(5000))), range(8)))
+            list(pool.map(lambda lines: exchange(server.address, lines), sent))
         assert 0 == server.stop()
         assert b"" == server.output
 
     first, *lines = path.read_bytes().splitlines()
     assert b"kept" == first
-    assert sorted(b"%d %04d" % (n, i) for n in range(8) for i in range(5000)) == sorted(lines)
+    assert sorted(b"".join(sent).splitlines()) == sorted(lines)
 
 
 def test_a_terminal_gets_the_lines_and_is_not_driven_by_them() -> None:
@@ -138,7 +141,7 @@ def test_formats_take_the_messages_of_chunk_framing_too() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_reader_that_goes_away_stops_the_server_with_one_line(mode: str) -> None:
     """As with `| head -1`: exit code 1, what and why in one line, no traceback."""
-    with ServerProcess(*MODES[mode], "--log-level", "warning", "--bind", "127.0.0.1:0", stdout=subprocess.PIPE) as server:
+    with ServerProcess(*MODES[mode], *QUIET, stdout=subprocess.PIPE) as server:
         address = listening_address(server)
         exchange(address, b"first\n")
         assert b"first\n" == server.process.stdout.read(6)
@@ -151,11 +154,10 @@ def test_a_reader_that_goes_away_stops_the_server_with_one_line(mode: str) -> No
 @pytest.mark.parametrize("mode", MODES)
 def test_a_full_disk_stops_the_server_with_one_line(mode: str) -> None:
     """/dev/full says what a full disk says."""
-    with open("/dev/full", "wb") as full:
-        with ServerProcess(*MODES[mode], "--log-level", "warning", "--bind", "127.0.0.1:0", stdout=full.fileno()) as server:
-            exchange_until_refused(listening_address(server))
-            assert 1 == server.wait()
-            assert ["stdserve: cannot write to standard output: No space left on device"] == server.log
+    with open("/dev/full", "wb") as full, ServerProcess(*MODES[mode], *QUIET, stdout=full.fileno()) as server:
+        exchange_until_refused(listening_address(server))
+        assert 1 == server.wait()
+        assert ["stdserve: cannot write to standard output: No space left on device"] == server.log
 
 
 def listening_address(server: ServerProcess) -> tuple[str, int]:
@@ -177,10 +179,8 @@ def listening_address(server: ServerProcess) -> tuple[str, int]:
 
 def exchange_until_refused(address: tuple[str, int]) -> None:
     """Send a line; the server may end before, while or after it takes the client."""
-    try:
+    with contextlib.suppress(ConnectionError):
         exchange(address, b"second\n")
-    except ConnectionError:
-        pass
 
 
 def test_a_slow_reader_slows_the_clients_and_costs_no_memory() -> None:

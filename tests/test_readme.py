@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange, peer_program, read_all
+
 from stdserve import cli
 from stdserve.options import Options, option_fields
 
@@ -263,4 +264,6 @@ def test_the_test_command_is_marked_for_ci() -> None:
 
 if __name__ == "__main__":
     start, _, rest = TEXT.partition("<!-- generated: options -->\n")
-    README.write_text(start + "<!-- generated: options -->\n" + option_table() + "<!-- end -->" + rest.partition("<!-- end -->")[2])
+    README.write_text(
+        start + "<!-- generated: options -->\n" + option_table() + "<!-- end -->" + rest.partition("<!-- end -->")[2]
+    )

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange, read_all
-from stdserve import ForkServer, LineHandler, ServerMixin, SingleServer, ThreadServer, create_server
 from test_mixin import LOCAL, Upper, running
+
+from stdserve import ForkServer, LineHandler, ServerMixin, SingleServer, ThreadServer, create_server
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import DEADLINE, eventually
+
 from stdserve.errors import OutputError, StartError
 from stdserve.protocol import Chunk, Lines
 from stdserve.sink import Sink, open_sink

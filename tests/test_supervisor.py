@@ -95,11 +95,15 @@ def script(work: str, count: int = 1, patience: float = 5) -> ServerProcess:
 
 def test_a_fatal_status_stops_everything() -> None:
     """No other worker would fare better."""
-    work = "def work():\n    open('first', 'x') if 0 else None\n    return 3 if os.getpid() % 2 else signal.pause() or 0"
     work = (
-        "gate = os.pipe()\n"
+        "reader, writer = os.pipe()\n"
+        "os.write(writer, b'x')\n"
+        "os.set_blocking(reader, False)\n"
         "def work():\n"
-        "    if os.fork() == 0: os._exit(0)\n"
+        "    try:\n"
+        "        os.read(reader, 1)\n"
+        "    except BlockingIOError:\n"
+        "        return signal.pause()\n"
         "    return 3\n"
     )
     with script(work, count=2) as supervisor:
@@ -118,7 +122,12 @@ def test_a_worker_that_raises_is_logged_and_started_again_later_and_later() -> N
 
 def test_workers_that_do_not_end_are_killed_at_the_deadline() -> None:
     """SIGTERM was not enough."""
-    work = "def work():\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    print('deaf', flush=True)\n    signal.pause()"
+    work = (
+        "def work():\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    print('deaf', flush=True)\n"
+        "    signal.pause()"
+    )
     with script(work, count=2, patience=0.2) as supervisor:
         eventually(lambda: supervisor.output.count(b"deaf") == 2)
         pids = children_of(supervisor.pid)
