@@ -37,8 +37,8 @@ class AcceptLoop:
     """Waits for clients and hands them on, one ``turn`` at a time; the server it works for tells when to stop.
 
     ``listeners()`` are the listening sockets, non-blocking. ``has_room()`` tells whether one more client may come:
-    while it says no, the listeners are not looked at, and clients wait in the backlog. ``take(listener)`` accepts
-    one and returns it, with its address, to be passed to ``admit(request, client_address)``.
+    while it says no, clients wait in the backlog, and ``crowd()`` is told once when the first one does.
+    ``take(listener)`` accepts one and returns it, with its address, to be passed to ``admit(request, client_address)``.
 
     An error of ``take`` that is not the client's makes the listeners rest, out of descriptors or memory above all:
     the next accept would fail as fast. The log has one line when that begins and one when it is over.
@@ -50,12 +50,14 @@ class AcceptLoop:
         has_room: Callable[[], bool],
         take: Callable[[socket.socket], tuple[Any, Any]],
         admit: Callable[[Any, Any], None],
+        crowd: Callable[[], None],
     ) -> None:
         self.waiter = Waiter()
         self._listeners = listeners
         self._has_room = has_room
         self._take = take
         self._admit = admit
+        self._crowd = crowd
         self._open: Sequence[socket.socket] = ()
         self._resting = False
         self._rest_until = 0.0
@@ -66,9 +68,7 @@ class AcceptLoop:
         if self._resting and rest > 0:
             self.shut()
             timeout = rest if timeout is None else min(timeout, rest)
-        elif not self._has_room():
-            self.shut()
-        elif not self._open:
+        elif not self._open and self._has_room():
             self._open = self._listeners()
             for listener in self._open:
                 self.waiter.watch(listener, partial(self._accept_from, listener))
@@ -81,6 +81,11 @@ class AcceptLoop:
         self._open = ()
 
     def _accept_from(self, listener: socket.socket) -> None:
+        if self._resting and time.monotonic() < self._rest_until:
+            return  # another listener of this turn has just failed
+        if not self._has_room():
+            self.shut()
+            self._crowd()
         for _ in range(ACCEPTS_PER_TURN):
             if not self._has_room():
                 return

@@ -33,8 +33,9 @@ _HABITS = {
     "-k": "it serves one client after the other by itself; leave -k out (for one client only: --once)",
     "-p": "the port is a plain word: python -m stdserve 9000",
     "-e": "to run code for each client, write a request handler: --handler module:Class",
-    "-t": "times have long names: --idle-timeout, --graceful-timeout",
-    "--timeout": "say which: --idle-timeout (a silent client), --graceful-timeout (a stop)",
+    "-t": "times have long names: --idle-timeout, --session-timeout, --graceful-timeout, --linger-timeout",
+    "--timeout": "say which: --idle-timeout (a silent client), --session-timeout (a whole session),"
+    " --graceful-timeout (a stop), --linger-timeout (a last reply)",
     "--host": "addresses go with the port: --bind HOST:PORT",
     "--port": "the port is a plain word: python -m stdserve 9000",
     "--threads": "threads come with --mode thread and are bounded by --max-conns",

@@ -11,16 +11,38 @@ from typing import Any
 from .addresses import Address
 from .errors import StartError
 
-__all__ = ["close_listeners", "open_listener", "open_listeners", "prepare_listener"]
+__all__ = [
+    "BACKLOG",
+    "close_listeners",
+    "effective_backlog",
+    "open_listener",
+    "open_listeners",
+    "prepare_listener",
+]
+
+#: Clients that may wait to be accepted: as many as the kernel allows; it cuts larger numbers to its own.
+BACKLOG = max(socket.SOMAXCONN, 65535)
 
 #: What a machine without IPv6 (or without this address) answers, by the call that notices.
 _FAMILY_MISSING = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
+
+#: A peer that vanished is noticed after two minutes (60 s, then 6 probes), not after the two hours of RFC 1122.
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 
 _REASONS = {
     errno.EADDRINUSE: "address already in use",
     errno.EACCES: "permission denied (a port below 1024 needs root or CAP_NET_BIND_SERVICE)",
     errno.EADDRNOTAVAIL: "no such address on this machine",
 }
+
+
+def effective_backlog(asked: int) -> int:
+    """Return how many clients the kernel really lets wait; it cuts ``listen``'s number silently (listen(2))."""
+    try:
+        with open("/proc/sys/net/core/somaxconn") as limit:
+            return min(asked, int(limit.read()))
+    except OSError:
+        return asked
 
 
 def open_listeners(addresses: Iterable[Address]) -> list[socket.socket]:
@@ -64,7 +86,7 @@ def open_listener(family: int, where: tuple[Any, ...]) -> socket.socket:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(where)
-        listener.listen(socket.SOMAXCONN)
+        listener.listen(BACKLOG)
         prepare_listener(listener)
     except BaseException:
         listener.close()
@@ -82,6 +104,9 @@ def prepare_listener(listener: socket.socket) -> None:
     if listener.family in (socket.AF_INET, socket.AF_INET6):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):  # pragma: no branch - Linux has them all
+                listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _open_address(address: Address, before: list[socket.socket]) -> list[socket.socket]:

@@ -18,14 +18,16 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+from .access import Admission
 from .accepting import AcceptLoop
 from .addresses import format_peer
 from .errors import OutputError
-from .listeners import close_listeners, prepare_listener
+from .listeners import BACKLOG, close_listeners, prepare_listener
 from .options import Options
 from .protocol import EndReason
 from .sessions import Session, half_close, linger
 from .sink import Sink, open_sink
+from .streams import LineTooLong, SessionSocket
 
 __all__ = ["ServerMixin", "StopNow"]
 
@@ -33,6 +35,14 @@ _log = logging.getLogger("stdserve")
 
 #: Seconds that sessions which were cut get to notice it.
 CUT_SECONDS = 1.0
+
+
+#: What a peer makes a handler raise, and what the log calls it.
+_PEERS_FAULTS = (
+    (LineTooLong, EndReason.LINE_TOO_LONG),
+    (TimeoutError, EndReason.IDLE_TIMEOUT),
+    (ConnectionError, EndReason.RESET),
+)
 
 
 class StopNow(KeyboardInterrupt):
@@ -54,7 +64,7 @@ class ServerMixin(socketserver.TCPServer):
     """
 
     allow_reuse_address = os.name == "posix"
-    request_queue_size = socket.SOMAXCONN
+    request_queue_size = BACKLOG
 
     #: Whether sessions run in processes of their own.
     forks = False
@@ -82,7 +92,8 @@ class ServerMixin(socketserver.TCPServer):
         self._made_sink: Sink | None = None
         if sink is not None:
             self.sink = sink
-        self._loop = AcceptLoop(lambda: self.listeners, self._has_room, self._take, self._admit)
+        self._loop = AcceptLoop(lambda: self.listeners, self._has_room, self._take, self._admit, self._crowd)
+        self._admission = Admission(self.options, self.max_conns, self._loop.waiter, self.close_request)
         self._accepting: socket.socket | None = None
         self._taken = 0
         self._take_until: int | None = None
@@ -125,13 +136,16 @@ class ServerMixin(socketserver.TCPServer):
     def server_close(self) -> None:
         """Close the listeners and what the accept loop holds; sessions are not waited for, ``shutdown`` does that."""
         close_listeners(self.listeners)
+        self._admission.close()
         self._loop.waiter.close()
         if self._made_sink is not None:
             self._made_sink.close()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Take one client from the listener that has one; raise OSError (BlockingIOError if it has gone)."""
-        request, client_address = (self._accepting or self.socket).accept()
+        accepted, client_address = (self._accepting or self.socket).accept()
+        request = SessionSocket.adopt(accepted)
+        request.max_line = self.options.max_line
         request.setblocking(True)  # on the BSDs it inherits the listener's mode
         return request, client_address
 
@@ -179,12 +193,17 @@ class ServerMixin(socketserver.TCPServer):
             self._loop.shut()
 
     def _turn(self, timeout: float | None) -> None:
-        self._loop.turn(timeout)
+        self._loop.turn(self._admission.next_check(timeout))
+        self._admission.check(self.active)
+
+    def _crowd(self) -> None:
+        if not self._stopping and self._accepts_left != 0:
+            self._admission.crowd()
 
     def _has_room(self) -> bool:
         if self._stopping or self._accepts_left == 0 or self._taken == self._take_until:
             return False
-        return self.active < self.max_conns
+        return self._admission.has_room(self.active)
 
     def _take(self, listener: socket.socket) -> tuple[Any, Any]:
         self._accepting = listener
@@ -196,6 +215,8 @@ class ServerMixin(socketserver.TCPServer):
         try:
             if not self.verify_request(request, client_address):
                 self.shutdown_request(request)
+                return
+            if not self._admission.enter(request, client_address, self.active):
                 return
             if self._accepts_left is not None:
                 self._accepts_left -= 1
@@ -244,10 +265,14 @@ class ServerMixin(socketserver.TCPServer):
         """Finish sending, discard what the peer still sends (bounded), close, and let go of the session."""
         try:
             if half_close(request, socket.SHUT_WR) and request in self.sessions:
-                linger(request)
+                linger(request, self.options.linger_timeout)
             self.close_request(request)
         finally:
             self._forget(request)
+
+    def close_request(self, request: Any) -> None:
+        """Close the connection, also where a handler left files open that would keep it."""
+        (request.close_now if isinstance(request, SessionSocket) else request.close)()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the exception that is being handled: a peer that went away at debug level, a bug with its traceback.
@@ -255,11 +280,7 @@ class ServerMixin(socketserver.TCPServer):
         An output that takes no more stops the server.
         """
         error = sys.exc_info()[1]
-        reason = EndReason.ERROR
-        if isinstance(error, TimeoutError):
-            reason = EndReason.IDLE_TIMEOUT
-        elif isinstance(error, ConnectionError):
-            reason = EndReason.RESET
+        reason = next((reason for kind, reason in _PEERS_FAULTS if isinstance(error, kind)), EndReason.ERROR)
         if session := self.sessions.get(request):
             session.reason = reason
         if isinstance(error, OutputError):
@@ -276,8 +297,13 @@ class ServerMixin(socketserver.TCPServer):
             return
         _log.info(
             "close %s reason=%s lines=%d bytes=%d seconds=%.3f",
-            *(session.peer, session.reason.value, session.lines, session.received, session.seconds),
+            session.peer,
+            (session.cut_for or session.reason).value,
+            session.lines,
+            session.received,
+            session.seconds,
         )
+        self._admission.leave(session.client_address)
         if full or self._stopping or self._accepts_left == 0:
             self._loop.waiter.wake()
 
@@ -335,11 +361,11 @@ class ServerMixin(socketserver.TCPServer):
 
     def _end_input(self) -> None:
         for session in list(self.sessions.values()):
-            half_close(session.request, socket.SHUT_RD)
+            session.end_input()
 
     def _cut(self) -> None:
         for session in list(self.sessions.values()):
-            half_close(session.request, socket.SHUT_RDWR)
+            session.cut(EndReason.CUT)
 
 
 def _breaks_off(error: BaseException) -> bool:

@@ -113,11 +113,48 @@ class Options:
         parse=_parse_count,
         least=1,
     )
+    max_conns_per_ip: int | None = _option(
+        None,
+        "--max-conns-per-ip",
+        help="sessions at a time from one address; more are refused (default: no limit)",
+        metavar="N",
+        parse=_parse_count,
+        least=1,
+    )
+    overflow: str = _option(
+        "wait",
+        "--overflow",
+        help="what clients beyond --max-conns get: wait in the backlog, close, or reply with --overflow-message"
+        " (default: %(default)s)",
+        choices=("wait", "close", "reply"),
+    )
+    overflow_message: str = _option(
+        "busy, try again later",
+        "--overflow-message",
+        help="what a refused client can read (default: %(default)s)",
+        metavar="TEXT",
+    )
     idle_timeout: float | None = _option(
         None,
         "-i",
         "--idle-timeout",
         help="end a session that is silent for this long: 500ms, 5s, 2m, 1h (default: never)",
+        metavar="TIME",
+        parse=parse_duration,
+        above=0,
+    )
+    session_timeout: float | None = _option(
+        None,
+        "--session-timeout",
+        help="end a session that has lasted this long, whatever it does (default: never)",
+        metavar="TIME",
+        parse=parse_duration,
+        above=0,
+    )
+    linger_timeout: float = _option(
+        2.0,
+        "--linger-timeout",
+        help="how long a session that is over waits for its client to close, so that it gets the last reply (default: 2s)",
         metavar="TIME",
         parse=parse_duration,
         above=0,

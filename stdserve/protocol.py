@@ -48,6 +48,10 @@ class EndReason(Enum):
     IDLE_TIMEOUT = "idle_timeout"
     #: A line was longer than the limit.
     LINE_TOO_LONG = "line_too_long"
+    #: The session lasted too long altogether.
+    SESSION_TIMEOUT = "session_timeout"
+    #: The server stopped, and its patience was over.
+    CUT = "cut"
     #: The connection broke.
     RESET = "reset"
     #: The handler closed the session, or has no protocol of ours and returned.

@@ -17,7 +17,7 @@ from .addresses import format_peer
 from .children import fork_child, ignore_signal
 from .errors import OutputError, StartError, StdserveError
 from .factory import Handler, create_server, load_handler, make_options, server_class
-from .listeners import close_listeners, open_listeners
+from .listeners import BACKLOG, close_listeners, effective_backlog, open_listeners
 from .mixin import ServerMixin, StopNow
 from .options import Options
 from .sink import Sink, open_sink
@@ -236,8 +236,10 @@ def _signals_stop(server: ServerMixin, stop_signals: Sequence[int]) -> Iterator[
 def _announce(options: Options, listeners: Sequence[socket.socket], ready: Callable[[list[str]], None] | None) -> None:
     addresses = [format_peer(listener.getsockname()) for listener in listeners]
     workers = f", {options.workers} workers" if options.workers > 1 else ""
+    # The kernel's number, not the one asked for: clients beyond it are dropped, and nobody else tells.
+    backlog = effective_backlog(BACKLOG)
     for address in addresses:
-        _log.info("listening on %s (mode %s%s, pid %d)", address, options.mode, workers, os.getpid())
+        _log.info("listening on %s (mode %s%s, backlog %d, pid %d)", address, options.mode, workers, backlog, os.getpid())
     if ready is not None:
         ready(addresses)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import socketserver
+import threading
 from functools import partial
 from typing import Any
 
 from .children import POLL_SECONDS, Child, fork_child, ignore_signal
 from .listeners import close_listeners
 from .mixin import ServerMixin
-from .sessions import half_close
+from .protocol import EndReason
+from .sessions import Session
 from .threads import SessionThreads
 
 __all__ = ["SingleServer", "ThreadServer"]
@@ -28,8 +29,18 @@ class SingleServer(ServerMixin, socketserver.TCPServer):
     """One session at a time, in the thread that serves; others wait in the backlog."""
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Run the session, here and now."""
-        self.run_session(request, client_address)
+        """Run the session, here and now; a timer sees to the session timeout, for the accept loop cannot."""
+        limit = self.options.session_timeout
+        if limit is None:
+            self.run_session(request, client_address)
+            return
+        timer = threading.Timer(limit, self.sessions[request].cut, (EndReason.SESSION_TIMEOUT,))
+        timer.daemon = True
+        timer.start()
+        try:
+            self.run_session(request, client_address)
+        finally:
+            timer.cancel()
 
     def request_stop(self) -> None:
         """Ask the server to stop; the session that keeps the accept loop reads EOF."""
@@ -58,6 +69,18 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
         """Run the session, in its thread; may be overridden, as in ``ThreadingMixIn``."""
         self.run_session(request, client_address)
 
+    def _turn(self, timeout: float | None) -> None:
+        limit = self.options.session_timeout
+        if limit is None or not self.sessions:
+            super()._turn(timeout)
+            return
+        # Looking at all of them now and then is cheaper than a timer for each, of which few would ever ring.
+        every = min(1.0, limit / 10)
+        super()._turn(every if timeout is None else min(timeout, every))
+        for session in list(self.sessions.values()):
+            if session.seconds >= limit:
+                session.cut(EndReason.SESSION_TIMEOUT)
+
     def _run_in_thread(self, request: Any, client_address: Any) -> None:
         try:
             self.process_request_thread(request, client_address)
@@ -82,7 +105,7 @@ if hasattr(os, "fork"):
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             """Take what ``ServerMixin`` takes."""
-            self._children: dict[int, Child] = {}
+            self._children: dict[int, tuple[Child, Session]] = {}
             self._polled: list[Child] = []
             self._in_child = False
             super().__init__(*args, **kwargs)
@@ -95,16 +118,19 @@ if hasattr(os, "fork"):
 
         def process_request(self, request: Any, client_address: Any) -> None:
             """Fork a child that runs the session; raise OSError if there can be none."""
+            session = self.sessions[request]
             handlers: dict[int, Any] = {
-                signal.SIGTERM: lambda *_: half_close(request, socket.SHUT_RD),
+                signal.SIGTERM: lambda *_: session.end_input(),
+                signal.SIGALRM: lambda *_: session.cut(EndReason.SESSION_TIMEOUT),
                 signal.SIGINT: ignore_signal,
             }
-            fork_child(partial(self._live_in_child, request, client_address), handlers, self._write_down)
+            live = partial(self._live_in_child, request, client_address)
+            fork_child(live, handlers, partial(self._write_down, session))
             del self.sessions[request]
             self.close_request(request)
 
-        def _write_down(self, child: Child) -> None:
-            self._children[child.pid] = child
+        def _write_down(self, session: Session, child: Child) -> None:
+            self._children[child.pid] = child, session
             if child.fd is None:
                 self._polled.append(child)
             else:
@@ -116,6 +142,8 @@ if hasattr(os, "fork"):
             self._loop.waiter.close()
             # An orphan that kept them would keep the port.
             close_listeners(self.listeners)
+            if self.options.session_timeout is not None:
+                signal.setitimer(signal.ITIMER_REAL, self.options.session_timeout)
             self.run_session(request, client_address)
             return 0
 
@@ -134,7 +162,8 @@ if hasattr(os, "fork"):
                 return
             if child in self._polled:
                 self._polled.remove(child)
-            del self._children[child.pid]
+            _, session = self._children.pop(child.pid)
+            self._admission.leave(session.client_address)
             if status < 0 and not self._stopping:
                 _log.error("error child %d was ended by %s", child.pid, signal.Signals(-status).name)
             if not self._stopping and (failure := self.sink.error):
@@ -147,7 +176,7 @@ if hasattr(os, "fork"):
             self._kill_children(signal.SIGKILL)
 
         def _kill_children(self, signum: int) -> None:
-            for child in list(self._children.values()):
+            for child, _ in list(self._children.values()):
                 child.kill(signum)
 
         def _inside_session(self) -> bool:

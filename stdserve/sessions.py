@@ -9,24 +9,26 @@ from typing import Any
 from .addresses import format_peer
 from .protocol import EndReason
 
-__all__ = ["LINGER_BYTES", "LINGER_SECONDS", "Session", "half_close", "linger"]
+__all__ = ["LINGER_BYTES", "Session", "half_close", "linger"]
 
-#: Bounds of a lingering close. nginx waits 5 s between reads and 30 s in all; a handler's thread is dearer.
-LINGER_SECONDS = 2.0
+#: Bytes that a lingering close reads at most.
 LINGER_BYTES = 64 * 1024 * 1024
 
 
 class Session:
     """The record of one connection, from accept to close; its handler counts in it.
 
-    ``request`` is the socket, ``peer`` the address as text, ``lines`` and ``received`` count what came in
-    (bytes), ``reason`` is why it ended (CLOSED until a handler knows better).
+    ``request`` is the socket, ``client_address`` and ``peer`` its address, as the system gives it and as text;
+    ``lines`` and ``received`` (bytes) count what came in, ``reason`` is why it ended: CLOSED until a handler knows
+    better, and what ``cut`` said once that was called.
     """
 
-    __slots__ = ("lines", "peer", "reason", "received", "request", "started")
+    __slots__ = ("client_address", "cut_for", "lines", "peer", "reason", "received", "request", "started")
 
     def __init__(self, request: socket.socket, client_address: Any) -> None:
         self.request = request
+        self.client_address = client_address
+        self.cut_for: EndReason | None = None
         self.peer = format_peer(client_address)
         self.started = time.monotonic()
         self.reason = EndReason.CLOSED
@@ -37,6 +39,16 @@ class Session:
     def seconds(self) -> float:
         """How long the session has lasted."""
         return time.monotonic() - self.started
+
+
+    def end_input(self) -> None:
+        """Let the handler read end-of-file, after what has already arrived."""
+        half_close(self.request, socket.SHUT_RD)
+
+    def cut(self, reason: EndReason) -> None:
+        """Break the session off for ``reason``: whatever the handler waits for on the socket ends now."""
+        self.cut_for = self.cut_for or reason
+        half_close(self.request, socket.SHUT_RDWR)
 
 
 def half_close(request: socket.socket, how: int) -> bool:
@@ -51,10 +63,11 @@ def half_close(request: socket.socket, how: int) -> bool:
     return True
 
 
-def linger(request: socket.socket, seconds: float = LINGER_SECONDS, limit: int = LINGER_BYTES) -> None:
+def linger(request: socket.socket, seconds: float, limit: int = LINGER_BYTES) -> None:
     """Read and discard until the peer closes, for at most ``seconds`` and ``limit`` bytes.
 
     Closing with unread input makes the kernel send RST, and the peer may lose our last words (RFC 7230, 6.6).
+    nginx waits 5 s between reads and 30 s in all; a handler's thread is dearer.
     """
     deadline = time.monotonic() + seconds
     try:

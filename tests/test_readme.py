@@ -79,7 +79,7 @@ def test_the_session_is_what_one_sees() -> None:
 def normal(line: str) -> str:
     """A line without what differs from run to run: ports, pid, seconds."""
     line = re.sub(r"(127\.0\.0\.1|\[::1\]):\d+", r"\1:PORT", line)
-    line = re.sub(r"pid \d+|seconds=[\d.]+", "N", line)
+    line = re.sub(r"backlog \d+|pid \d+|seconds=[\d.]+", "N", line)
     return re.sub(r"(127\.0\.0\.1'?,? )\d+", r"\1PORT", line)
 
 

@@ -1,0 +1,110 @@
+"""The socket a session gets: a real one, whose files are free of three faults of the standard library's.
+
+- A timeout poisons a file of ``socket.makefile``: every later read raises "cannot read from timed out object".
+- ``readline()`` has no bound: a line without an end takes all memory.
+- ``readline()`` loses what it had read of a line when a timeout comes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+from typing import Any
+
+__all__ = ["LineTooLong", "SessionReader", "SessionSocket"]
+
+
+class LineTooLong(ConnectionAbortedError):
+    """A peer sent a line longer than ``max_line``; raised by ``rfile.readline()`` of a handler that set no bound."""
+
+
+class SessionSocket(socket.socket):
+    """An accepted connection; ``max_line`` bounds the lines that its files read without a bound of their own."""
+
+    max_line = 65536
+
+    @classmethod
+    def adopt(cls, accepted: socket.socket) -> SessionSocket:
+        """Return a SessionSocket in the place of ``accepted``, which is closed without closing the connection."""
+        family, kind, proto = accepted.family, accepted.type, accepted.proto
+        return cls(family, kind, proto, accepted.detach())
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
+        """Return a file as ``socket.makefile`` does; those that are for reading bytes are a SessionReader."""
+        if mode != "rb" or buffering == 0:
+            return super().makefile(mode, buffering, **text)  # type: ignore[call-overload]
+        size = buffering if buffering is not None and buffering > 0 else io.DEFAULT_BUFFER_SIZE
+        return SessionReader(_RawReader(self), size, self.max_line)
+
+    def close_now(self) -> None:
+        """Close the connection, also where files made from it are still open and would keep it (they are refused)."""
+        self.close()
+        if self.fileno() >= 0:
+            os.close(self.detach())
+
+
+class _RawReader(io.RawIOBase):
+    """Reads from a socket; a timeout is the end of one read, not of all: a fresh file takes the poisoned one's place."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._file = socket.socket.makefile(sock, "rb", 0)
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def readinto(self, buffer: Any) -> int | None:
+        try:
+            return self._file.readinto(buffer)
+        except TimeoutError:
+            poisoned, self._file = self._file, socket.socket.makefile(self._sock, "rb", 0)
+            poisoned.close()
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class SessionReader(io.BufferedReader):
+    """A buffered reader whose ``readline`` is bounded and loses nothing to a timeout.
+
+    ``readline()`` and iteration raise LineTooLong for a line of more than ``max_line`` bytes; ``readline(size)`` has
+    its own bound, as ever. What a timeout left of a line is returned by the next ``readline`` or ``read``.
+    """
+
+    def __init__(self, raw: io.RawIOBase, buffer_size: int, max_line: int) -> None:
+        super().__init__(raw, buffer_size)
+        self._max_line = max_line
+        self._begun = bytearray()
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Read one line, at most ``size`` bytes of it if that is given and not negative."""
+        limit = self._max_line + 1 if size is None or size < 0 else size
+        if not self._begun and b"\n" in self.peek(1)[:limit]:
+            return super().readline(limit)
+        while len(self._begun) < limit:
+            waiting = self.peek(1)[: limit - len(self._begun)]
+            taken = super().read(waiting.find(b"\n") + 1 or len(waiting))
+            self._begun += taken
+            if not taken or taken.endswith(b"\n"):
+                break
+        line = bytes(self._begun)
+        self._begun.clear()
+        if len(line) > self._max_line and (size is None or size < 0):
+            raise LineTooLong(f"a line of more than {self._max_line} bytes")
+        return line
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read ``size`` bytes, or all there are until the end."""
+        if not self._begun:
+            return super().read(size)
+        wanted = None if size is None or size < 0 else size
+        begun = bytes(self._begun[:wanted])
+        del self._begun[:wanted]
+        rest = -1 if wanted is None else wanted - len(begun)
+        return begun + super().read(rest)
