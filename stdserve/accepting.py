@@ -22,6 +22,9 @@ ACCEPTS_PER_TURN = 64
 #: Seconds the listeners rest after accept() failed (trio's figure): they stay readable, so trying on would spin.
 REST_SECONDS = 0.1
 
+#: Seconds without a failure after which accept works again: descriptors that come back one by one are one failure.
+CALM_SECONDS = 1.0
+
 #: Errors of one connection, not of the listener: it broke before we took it (accept(2), "Error handling").
 _BROKEN_CLIENT = {
     getattr(errno, name)
@@ -59,15 +62,16 @@ class AcceptLoop:
         self._admit = admit
         self._crowd = crowd
         self._open: Sequence[socket.socket] = ()
-        self._resting = False
-        self._rest_until = 0.0
+        # When accept failed last, while the log has not said that it works again.
+        self._failed_at: float | None = None
 
     def turn(self, timeout: float | None = None) -> None:
         """Wait once, ``timeout`` seconds at most, for clients and for whatever else the waiter watches."""
-        rest = self._rest_until - time.monotonic()
-        if self._resting and rest > 0:
-            self.shut()
+        if self._failed_at is not None:
+            rest = self._recover(time.monotonic() - self._failed_at)
             timeout = rest if timeout is None else min(timeout, rest)
+        if self._rests():
+            self.shut()
         elif not self._open and self._has_room():
             self._open = self._listeners()
             for listener in self._open:
@@ -81,7 +85,7 @@ class AcceptLoop:
         self._open = ()
 
     def _accept_from(self, listener: socket.socket) -> None:
-        if self._resting and time.monotonic() < self._rest_until:
+        if self._rests():
             return  # another listener of this turn has just failed
         if not self._has_room():
             self.shut()
@@ -97,15 +101,23 @@ class AcceptLoop:
                 if getattr(error, "errno", None) in _BROKEN_CLIENT:
                     _log.debug("reject reason=broken error=%s", error)
                     continue
-                self._rest(error)
+                self._fail(error)
                 return
-            if self._resting:
-                self._resting = False
-                _log.warning("accept works again")
             self._admit(request, client_address)
 
-    def _rest(self, error: Exception) -> None:
-        if not self._resting:
+    def _rests(self) -> bool:
+        return self._failed_at is not None and time.monotonic() - self._failed_at < REST_SECONDS
+
+    def _fail(self, error: Exception) -> None:
+        if self._failed_at is None:
             _log.error("error accept: %s; clients wait in the backlog until it works again", error)
-        self._resting = True
-        self._rest_until = time.monotonic() + REST_SECONDS
+        self._failed_at = time.monotonic()
+
+    def _recover(self, calm: float) -> float:
+        """Log the end of a failure that has been over for long enough; return the seconds until the next look."""
+        if calm < REST_SECONDS:
+            return REST_SECONDS - calm
+        if calm >= CALM_SECONDS:
+            _log.warning("accept works again")
+            self._failed_at = None
+        return CALM_SECONDS

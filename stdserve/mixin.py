@@ -107,6 +107,7 @@ class ServerMixin(socketserver.TCPServer):
             socketserver.BaseServer.__init__(self, server_address, RequestHandlerClass)
             self.socket = listeners[0]
             self.address_family = self.socket.family
+            self._name_server()
         else:
             super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
@@ -127,6 +128,15 @@ class ServerMixin(socketserver.TCPServer):
         return len(self.sessions)
 
     # Listening, accepting.
+
+    def server_bind(self) -> None:
+        """Bind, and ask no name server: ``HTTPServer``'s would look up its own name (cpython gh-106505)."""
+        socketserver.TCPServer.server_bind(self)
+        self._name_server()
+
+    def _name_server(self) -> None:
+        # What handlers written for HTTPServer look for.
+        self.server_name, self.server_port = self.socket.getsockname()[:2]
 
     def server_activate(self) -> None:
         """Listen; never block in accept, where a client may have gone, or to another worker."""
