@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from .access import Admission
 from .accepting import AcceptLoop
+from .access import Admission
 from .addresses import format_peer
 from .errors import OutputError
 from .listeners import BACKLOG, close_listeners, prepare_listener

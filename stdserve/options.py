@@ -154,7 +154,7 @@ class Options:
     linger_timeout: float = _option(
         2.0,
         "--linger-timeout",
-        help="how long a session that is over waits for its client to close, so that it gets the last reply (default: 2s)",
+        help="how long a session that is over waits for its client to read the last reply and close (default: 2s)",
         metavar="TIME",
         parse=parse_duration,
         above=0,

@@ -247,7 +247,9 @@ def _announce(options: Options, listeners: Sequence[socket.socket], ready: Calla
     # The kernel's number, not the one asked for: clients beyond it are dropped, and nobody else tells.
     backlog = effective_backlog(BACKLOG)
     for address in addresses:
-        _log.info("listening on %s (mode %s%s, backlog %d, pid %d)", address, options.mode, workers, backlog, os.getpid())
+        _log.info(
+            "listening on %s (mode %s%s, backlog %d, pid %d)", address, options.mode, workers, backlog, os.getpid()
+        )
     if ready is not None:
         ready(addresses)
 

@@ -40,7 +40,6 @@ class Session:
         """How long the session has lasted."""
         return time.monotonic() - self.started
 
-
     def end_input(self) -> None:
         """Let the handler read end-of-file, after what has already arrived."""
         half_close(self.request, socket.SHUT_RD)

@@ -45,7 +45,7 @@ class SessionSocket(socket.socket):
 
 
 class _RawReader(io.RawIOBase):
-    """Reads from a socket; a timeout is the end of one read, not of all: a fresh file takes the poisoned one's place."""
+    """Reads from a socket. A timeout ends one read, not all: a fresh file takes the place of the poisoned one."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

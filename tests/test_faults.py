@@ -28,9 +28,10 @@ from typing import Any
 
 import pytest
 from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange, read_all, reset
+from test_mixin import LOCAL, Upper, readable, running
+
 from stdserve import Options, SingleServer, ThreadServer, create_server
 from stdserve.listeners import BACKLOG, effective_backlog
-from test_mixin import LOCAL, Upper, readable, running
 
 THEIRS = socketserver.ThreadingTCPServer
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
@@ -187,7 +188,8 @@ def test_09_without_descriptors_the_loop_rests() -> None:
         "    def handle(self):\n"
         "        while data := self.request.recv(100): self.request.sendall(data)\n"
         "base = {'ours': stdserve.ThreadServer, 'theirs': socketserver.ThreadingTCPServer}[sys.argv[1]]\n"
-        "server = type('Server', (Counts, base), {'daemon_threads': True, 'request_queue_size': 100})(('127.0.0.1', 0), Echo)\n"
+        "attributes = {'daemon_threads': True, 'request_queue_size': 100}\n"
+        "server = type('Server', (Counts, base), attributes)(('127.0.0.1', 0), Echo)\n"
         "threading.Thread(target=server.serve_forever, daemon=True).start()\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))\n"
         "print(server.server_address[1], file=sys.stderr, flush=True)\n"
@@ -350,19 +352,18 @@ def listening(server: ServerProcess) -> tuple[str, int]:
 
 def test_15_one_idle_client_does_not_freeze_a_single_server_for_ever() -> None:
     """It is cut by the idle timeout, and the next one is served."""
-    with stock(socketserver.TCPServer, Upper) as server, connect(server.server_address):
-        with connect(server.server_address) as second:
-            second.sendall(b"one\nexit\n")
-            assert not readable(second, 0.5)
-            # Release the first, or the stock server could not be stopped.
-    with running(create_server(Upper, "single", bind="127.0.0.1:0", idle_timeout=0.2)) as ours:
-        with connect(ours.server_address):
-            assert b"ONE\n" == exchange(ours.server_address, b"one")
+    first = stock(socketserver.TCPServer, Upper)
+    with first as server, connect(server.server_address), connect(server.server_address) as second:
+        second.sendall(b"one\nexit\n")
+        assert not readable(second, 0.5)
+    ours = create_server(Upper, "single", bind="127.0.0.1:0", idle_timeout=0.2)
+    with running(ours), connect(ours.server_address):
+        assert b"ONE\n" == exchange(ours.server_address, b"one")
 
 
 @pytest.mark.parametrize("mode", ["single", "thread", "fork", "thread_workers"])
 def test_16_sys_exit_in_a_handler_ends_its_session_only(mode: str, tmp_path: Path) -> None:
-    """Also KeyboardInterrupt and a BaseException of one's own; logged once each. It ends the standard library's loop."""
+    """Also KeyboardInterrupt and a BaseException of one's own; each is logged once."""
     (tmp_path / "mine.py").write_text(
         "import stdserve, sys\n"
         "class Own(BaseException): pass\n"
@@ -607,7 +608,9 @@ def test_28_a_stop_leaves_no_descendant() -> None:
             client.close()
 
 
-@pytest.mark.parametrize("words", [["single"], ["thread"], ["fork"], ["thread", "--workers", "2"], ["fork", "--workers", "2"]])
+@pytest.mark.parametrize(
+    "words", [["single"], ["thread"], ["fork"], ["thread", "--workers", "2"], ["fork", "--workers", "2"]]
+)
 def test_29_no_mode_forks_while_threads_run(words: list[str]) -> None:
     """-W error from the first line to the last: Python 3.12 and newer warn of it."""
     command = (sys.executable, "-W", "error", "-m", "stdserve")
@@ -866,11 +869,11 @@ def test_45_a_refused_upload_gets_its_answer() -> None:
 
 def test_45_a_client_that_does_not_close_is_not_waited_for_longer_than_said() -> None:
     """The lingering close has its deadline."""
-    with running(ThreadServer(LOCAL, Upper, options=Options(linger_timeout=0.2))) as server:
-        with connect(server.server_address) as client:
-            client.sendall(b"one\nexit\n")
-            assert b"ONE\n" == read_all(client)
-            eventually(lambda: not server.sessions)
+    server = ThreadServer(LOCAL, Upper, options=Options(linger_timeout=0.2))
+    with running(server), connect(server.server_address) as client:
+        client.sendall(b"one\nexit\n")
+        assert b"ONE\n" == read_all(client)
+        eventually(lambda: not server.sessions)
 
 
 @linux

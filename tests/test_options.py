@@ -1,0 +1,247 @@
+"""The options: one dataclass, checked when it is made, from which flags and help come."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stdserve.addresses import Address
+from stdserve.errors import ConfigError
+from stdserve.options import Options, add_flags, option_fields, parse_duration, parse_options
+
+#: A value other than the default for each option: as words of a command line, and as it is then.
+SETTINGS: dict[str, tuple[list[str], Any]] = {
+    "port": (["9000"], 9000),
+    "bind": (["--bind", "localhost", "-b", "[::1]:80"], ("localhost", "[::1]:80")),
+    "mode": (["--mode", "fork"], "fork"),
+    "workers": (["-w", "3"], 3),
+    "handler": (["--handler", "module:Class"], "module:Class"),
+    "framing": (["--framing", "chunk"], "chunk"),
+    "format": (["--format", "json"], "json"),
+    "output": (["-o", "file"], "file"),
+    "raw": (["--raw"], True),
+    "once": (["--once"], True),
+    "max_line": (["--max-line", "100"], 100),
+    "max_conns": (["-m", "5"], 5),
+    "max_conns_per_ip": (["--max-conns-per-ip", "2"], 2),
+    "overflow": (["--overflow", "close"], "close"),
+    "overflow_message": (["--overflow-message", "come back"], "come back"),
+    "session_timeout": (["--session-timeout", "1h"], 3600.0),
+    "linger_timeout": (["--linger-timeout", "0.5"], 0.5),
+    "idle_timeout": (["-i", "500ms"], 0.5),
+    "graceful_timeout": (["--graceful-timeout", "2m"], 120.0),
+    "log_level": (["--log-level", "debug"], "debug"),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return a parser with the flags, made as add_flags asks for."""
+    parser = argparse.ArgumentParser(prog="prog", argument_default=argparse.SUPPRESS)
+    add_flags(parser)
+    return parser
+
+
+def parse(*words: str) -> Options:
+    """Read a command line."""
+    return parse_options(vars(make_parser().parse_args(words)))
+
+
+def test_no_words_are_the_defaults() -> None:
+    """An empty command line, no texts and no arguments are the same."""
+    assert Options() == parse() == parse_options({})
+    with pytest.raises(TypeError):
+        Options(10001)  # type: ignore[call-arg]
+
+
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    """One process, a thread for each client, lines of 64 KiB, no limit of time, half a minute to stop."""
+    options = Options()
+
+    assert ((), 10001, "thread", 1) == (options.bind, options.port, options.mode, options.workers)
+    assert ("line", "text", None, False) == (options.framing, options.format, options.output, options.raw)
+    assert (65536, None, None, 30.0) == (
+        *(options.max_line, options.max_conns, options.idle_timeout, options.graceful_timeout),
+    )
+    assert ("wait", None, None, 2.0) == (
+        *(options.overflow, options.max_conns_per_ip, options.session_timeout, options.linger_timeout),
+    )
+    assert ("stdserve:PrintHandler", False, "info") == (options.handler, options.once, options.log_level)
+
+
+@pytest.mark.parametrize("name", [option.name for option in option_fields()])
+def test_each_option_is_set_by_its_flag_and_nothing_else_is(name: str) -> None:
+    """The words of a command line become one value, which from code is the same."""
+    words, value = SETTINGS[name]
+
+    assert value == getattr(parse(*words), name)
+    assert Options(**{name: value}) == parse(*words)
+    assert value != getattr(Options(), name)
+
+
+def test_options_can_be_set_together() -> None:
+    """A whole command line."""
+    assert Options(port=0, mode="single", idle_timeout=5.0) == parse("--mode", "single", "--idle-timeout", "5", "0")
+
+
+def test_help_names_every_flag_and_default() -> None:
+    """What --help shows is made from the options: no flag is missing, every placeholder is filled in."""
+    text = " ".join(make_parser().format_help().split())
+
+    for option in option_fields():
+        before, placeholder, _ = option.metadata["help"].partition("%(default)s")
+        assert before + (f"{option.default})" if placeholder else "") in text
+        assert [] == [flag for flag in option.metadata["flags"] if flag not in text]
+    for choice in ("{line,chunk}", "{text,peer,json}", "{debug,info,warning,error}", "--bind ADDRESS", "[PORT]"):
+        assert choice in text
+
+
+def test_defaults_that_help_spells_out_are_true() -> None:
+    """A duration reads better as 30s than as 30.0; it is the same."""
+    texts = {option.name: option.metadata["help"] for option in option_fields()}
+
+    assert "(default: 30s)" in texts["graceful_timeout"]
+    assert parse_duration("30s") == Options().graceful_timeout
+    assert "(default: 2s)" in texts["linger_timeout"]
+    assert parse_duration("2s") == Options().linger_timeout
+    assert "(default: never)" in texts["idle_timeout"]
+    assert Options().idle_timeout is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"workers": 0}, "--workers must be at least 1, not 0"),
+        ({"workers": -1}, "--workers must be at least 1, not -1"),
+        ({"max_line": 0}, "--max-line must be at least 1, not 0"),
+        ({"max_conns": 0}, "--max-conns must be at least 1, not 0"),
+        ({"max_conns_per_ip": 0}, "--max-conns-per-ip must be at least 1, not 0"),
+        ({"overflow": "drop"}, "--overflow must be one of wait, close, reply, not 'drop'"),
+        ({"session_timeout": 0}, "--session-timeout must be above 0, not 0"),
+        ({"linger_timeout": 0}, "--linger-timeout must be above 0, not 0"),
+        ({"idle_timeout": 0}, "--idle-timeout must be above 0, not 0"),
+        ({"idle_timeout": -1.5}, "--idle-timeout must be above 0, not -1.5"),
+        ({"idle_timeout": math.nan}, "--idle-timeout must be above 0, not nan"),
+        ({"graceful_timeout": 0}, "--graceful-timeout must be above 0, not 0"),
+        ({"framing": "word"}, "--framing must be one of line, chunk, not 'word'"),
+        ({"format": "xml"}, "--format must be one of text, peer, json, not 'xml'"),
+        ({"log_level": "loud"}, "--log-level must be one of debug, info, warning, error, not 'loud'"),
+        ({"port": -1}, "port must be a number from 0 to 65535, not '-1'"),
+        ({"port": 65536}, "port must be a number from 0 to 65535, not '65536'"),
+        ({"port": None}, "port must be a number from 0 to 65535, not 'None'"),
+        ({"bind": "[::1"}, "address must be HOST:PORT or [V6]:PORT, not '[::1'"),
+        ({"bind": ["localhost", "localhost:x"]}, "port must be a number from 0 to 65535, not 'x'"),
+        ({"raw": True, "format": "json"}, "--raw and --format json exclude each other"),
+        ({"once": True, "workers": 2}, "--once and --workers exclude each other"),
+    ],
+)
+def test_a_wrong_value_is_a_config_error_that_says_where(values: dict[str, Any], message: str) -> None:
+    """Options are checked when they are made, wherever they come from."""
+    with pytest.raises(ConfigError) as caught:
+        Options(**values)
+
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workers", "two"], "--workers must be a whole number, not 'two'"),
+        (["--workers", "1.5"], "--workers must be a whole number, not '1.5'"),
+        (["--workers", "0"], "--workers must be at least 1, not 0"),
+        (["-m", ""], "--max-conns must be a whole number, not ''"),
+        (["-i", "soon"], "--idle-timeout must be a duration above 0 such as 500ms, 5s, 2m or 1h, not 'soon'"),
+        (["-i=-5"], "--idle-timeout must be a duration above 0 such as 500ms, 5s, 2m or 1h, not '-5'"),
+        (["-i", "0"], "--idle-timeout must be above 0, not 0.0"),
+        (["http"], "port must be a number from 0 to 65535, not 'http'"),
+        (["--framing", "word"], "--framing must be one of line, chunk, not 'word'"),
+    ],
+)
+def test_a_wrong_word_is_a_config_error_that_names_its_flag(words: list[str], message: str) -> None:
+    """By the long name of the flag, however it was typed."""
+    with pytest.raises(ConfigError) as caught:
+        parse(*(part for word in words for part in word.split("=", 1)) if "=" in words[0] else words)
+
+    assert message == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"idle_timeout": "5s"}, {"workers": "2"}, {"workers": None}, {"workers": 1.5}, {"port": "80"}),
+        *({"max_line": None}, {"graceful_timeout": None}, {"idle_timeout": math.inf}, {"graceful_timeout": math.inf}),
+    ],
+    ids=repr,
+)
+@pytest.mark.xfail(strict=True, reason="DEFECT: a value of the wrong type, no value, or no finite one gets through")
+def test_a_value_of_the_wrong_kind_is_a_config_error(values: dict[str, Any]) -> None:
+    """From code too, a wrong value is told when the options are made, not by a traceback in the first session."""
+    with pytest.raises(ConfigError):
+        Options(**values)
+
+
+@pytest.mark.parametrize("words", [["-b", "[::1"], ["-b", "localhost:x"]], ids=repr)
+@pytest.mark.xfail(strict=True, reason="DEFECT: the error of an address does not name --bind, as Options promises")
+def test_a_wrong_address_names_its_flag(words: list[str]) -> None:
+    """As every other wrong value does."""
+    with pytest.raises(ConfigError, match="^--bind "):
+        parse(*words)
+
+
+@pytest.mark.xfail(strict=True, reason="DEFECT: a duration too long for a float is infinite, and no timeout takes it")
+def test_a_duration_beyond_all_measure_is_a_config_error() -> None:
+    """No socket waits for infinity."""
+    with pytest.raises(ConfigError):
+        parse("--idle-timeout", "9" * 400)
+
+
+def test_options_do_not_change() -> None:
+    """They are shared by threads and processes; a change is a new value."""
+    options = Options(bind=["localhost"])  # type: ignore[arg-type]
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.port = 1  # type: ignore[misc]
+    assert hash(Options(bind=("localhost",))) == hash(options)
+    assert ("localhost", 1) == (dataclasses.replace(options, port=1).bind[0], dataclasses.replace(options, port=1).port)
+
+
+@pytest.mark.parametrize(
+    ("values", "addresses"),
+    [
+        ({}, [Address("127.0.0.1", 10001), Address("::1", 10001, optional=True)]),
+        ({"port": 0}, [Address("127.0.0.1", 0), Address("::1", 0, optional=True)]),
+        ({"bind": "localhost"}, [Address("localhost", 10001)]),
+        ({"bind": ":80", "port": 9000}, [Address("0.0.0.0", 80)]),
+        ({"bind": ["localhost", "[::1]:80"], "port": 9000}, [Address("localhost", 9000), Address("::1", 80)]),
+    ],
+)
+def test_addresses_are_the_bound_ones_or_loopback(values: dict[str, Any], addresses: list[Address]) -> None:
+    """The port fills in where an address has none of its own; one address may stand without a list."""
+    assert tuple(addresses) == Options(**values).addresses
+
+
+@given(st.integers(0, 10**9), st.sampled_from([("ms", 0.001), ("s", 1), ("", 1), ("m", 60), ("h", 3600)]))
+def test_durations_are_seconds(count: int, unit: tuple[str, float]) -> None:
+    """Every unit is worth what it says, blanks around do not matter."""
+    assert count * unit[1] == pytest.approx(parse_duration(f" {count}{unit[0]} "))
+    assert (count + 0.25) * unit[1] == pytest.approx(parse_duration(f"{count}.25{unit[0]}"))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [(".5", 0.5), ("5.", 5.0), (".5m", 30.0), ("0", 0.0)])
+def test_durations_may_begin_or_end_with_the_point(text: str, seconds: float) -> None:
+    """Numbers as ncat and humans write them."""
+    assert seconds == parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["", ".", "s", "-5", "+5", "5 s", "5d", "5M", "1e3", "inf", "nan", "5s5", "٣", "0x5"])
+def test_what_is_no_duration_is_quoted_back(text: str) -> None:
+    """Nothing is guessed."""
+    with pytest.raises(ConfigError, match="must be a duration") as caught:
+        parse_duration(text)
+
+    assert str(caught.value).endswith(repr(text))
