@@ -39,7 +39,7 @@ LOOPBACK = (Address("127.0.0.1", DEFAULT_PORT), Address("::1", DEFAULT_PORT, opt
 def parse_port(text: str) -> int:
     """Return the TCP port in ``text``, 0 to 65535; raise ConfigError for anything else."""
     # str.isdecimal takes digits of every script; a port is ASCII.
-    if text.isascii() and text.isdecimal() and int(text) <= 65535:
+    if text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535:
         return int(text)
     raise ConfigError(f"port must be a number from 0 to 65535, not {text!r}")
 
@@ -62,13 +62,29 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> Address:
         missing = not port
     else:
         missing = not text
-    if missing or any(c.isspace() or not c.isprintable() for c in host):
+    if missing or not _is_host(host, bracketed=text.startswith("[")):
         raise ConfigError(f"address must be HOST:PORT or [V6]:PORT, not {text!r}")
     return Address(host or "0.0.0.0", parse_port(port) if port else default_port)
 
 
+def _is_host(host: str, bracketed: bool) -> bool:
+    if bracketed or ":" in host:
+        from ipaddress import AddressValueError, IPv6Address  # here, for few starts need it
+
+        try:
+            IPv6Address(host)
+        except AddressValueError:
+            return False
+    return not any(c.isspace() or not c.isprintable() for c in host)
+
+
 def format_peer(address: Any) -> str:
-    """Show a socket address as ``getpeername()`` or ``accept()`` gives it: ``127.0.0.1:4000``, ``[::1]:4000``."""
+    """Show a socket address as ``getpeername()`` or ``accept()`` gives it: ``127.0.0.1:4000``, ``[::1]:4000``.
+
+    An abstract UNIX address begins with ``@`` in the place of its NUL; a client of a UNIX socket without one is "local".
+    """
     if isinstance(address, tuple):
         return str(Address(*address[:2]))
+    if isinstance(address, bytes):
+        address = address.decode("utf-8", "backslashreplace").replace("\0", "@")
     return "local" if not address else str(address)

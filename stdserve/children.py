@@ -81,6 +81,7 @@ def fork_child(run: Callable[[], int], handlers: Mapping[int, Any], born: Callab
     would drop what they hold), runs no exit hooks of the parent's, and exits with CRASHED if ``run`` raises.
     Raises OSError.
     """
+    _flush_streams()  # or the child would say again what the parent has said
     with _signals_held() as before:
         pid = os.fork()
         if pid == 0:
@@ -110,12 +111,14 @@ def _live(run: Callable[[], int], handlers: Mapping[int, Any], mask: set[Any]) -
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        status = run()
+        status = int(run())
     except BaseException:
         _log.exception("error in child process %d", os.getpid())
     finally:
-        _flush_streams()
-        os._exit(status)
+        try:
+            _flush_streams()
+        finally:
+            os._exit(status)
 
 
 def _flush_streams() -> None:

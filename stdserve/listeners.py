@@ -116,11 +116,12 @@ def _open_address(address: Address, before: list[socket.socket]) -> list[socket.
         for family, host, *scope in _resolve(address.host):
             opened.append(_open_at(family, (host, port, *scope), any_port=address.port == 0))
             port = opened[-1].getsockname()[1]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that DNS cannot carry, such as "a..b"
         close_listeners(opened)
-        if address.optional and error.errno in _FAMILY_MISSING:
+        code = getattr(error, "errno", None)
+        if address.optional and code in _FAMILY_MISSING:
             return []
-        reason = _REASONS.get(error.errno or 0) or error.strerror or str(error)
+        reason = _REASONS.get(code or 0) or getattr(error, "strerror", None) or str(error)
         raise StartError(f"cannot listen on {address}: {reason}") from None
     return opened
 

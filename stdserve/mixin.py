@@ -33,6 +33,9 @@ __all__ = ["ServerMixin", "StopNow"]
 
 _log = logging.getLogger("stdserve")
 
+#: By a name of its own: the standard library's may be replaced by one of ours, as its own tests have it here.
+_TCPServer = socketserver.TCPServer
+
 #: Seconds that sessions which were cut get to notice it.
 CUT_SECONDS = 1.0
 
@@ -131,7 +134,7 @@ class ServerMixin(socketserver.TCPServer):
 
     def server_bind(self) -> None:
         """Bind, and ask no name server: ``HTTPServer``'s would look up its own name (cpython gh-106505)."""
-        socketserver.TCPServer.server_bind(self)
+        _TCPServer.server_bind(self)
         self._name_server()
 
     def _name_server(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from .addresses import DEFAULT_PORT, LOOPBACK, Address, parse_address, parse_port
@@ -29,7 +30,10 @@ def parse_duration(text: str) -> float:
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ms|s|m|h|)", text.strip())
     if found is None:
         raise ConfigError(f"must be a duration above 0 such as 500ms, 5s, 2m or 1h, not {text!r}")
-    return float(found[1]) * _UNITS[found[2]]
+    seconds = float(found[1]) * _UNITS[found[2]]
+    if not isfinite(seconds):
+        raise ConfigError(f"must be a duration of this world, not {text!r}")
+    return seconds
 
 
 def _parse_count(text: str) -> int:
@@ -41,7 +45,7 @@ def _parse_count(text: str) -> int:
 
 
 def _option(default: Any, *flags: str, help: str, metavar: str = "", **rules: Any) -> Any:
-    """Make a field; ``rules``: parse (text -> value), least, above (limits), choices, repeat."""
+    """Make a field; ``rules``: parse (text -> value), least, most, above (limits), choices, repeat."""
     return field(default=default, metadata={"flags": flags, "help": help, "metavar": metavar, **rules})
 
 
@@ -53,7 +57,12 @@ class Options:
     """
 
     port: int = _option(
-        DEFAULT_PORT, help="TCP port, 0 for any free one (default: %(default)s)", metavar="PORT", parse=parse_port
+        DEFAULT_PORT,
+        help="TCP port, 0 for any free one (default: %(default)s)",
+        metavar="PORT",
+        parse=parse_port,
+        least=0,
+        most=65535,
     )
     bind: tuple[str, ...] = _option(
         (),
@@ -180,8 +189,10 @@ class Options:
         object.__setattr__(self, "bind", (bind,) if isinstance(bind, str) else tuple(bind))
         for option in option_fields():
             _check(option, getattr(self, option.name))
-        parse_port(str(self.port))
-        _ = self.addresses
+        try:
+            _ = self.addresses
+        except ConfigError as error:
+            raise ConfigError(f"--bind {error}") from None
         if self.raw and self.format == "json":
             raise ConfigError("--raw and --format json exclude each other: JSON cannot carry bytes as they came")
         if self.once and self.workers > 1:
@@ -207,16 +218,22 @@ def flag_of(option: Field[Any]) -> str:
 
 
 def _check(option: Field[Any], value: Any) -> None:
-    if value is None:
+    rules, flag = option.metadata, flag_of(option)
+    if value is None and option.default is None:
         return
-    rules = option.metadata
     if "choices" in rules and value not in rules["choices"]:
-        raise ConfigError(f"{flag_of(option)} must be one of {', '.join(rules['choices'])}, not {value!r}")
-    if "least" in rules and value < rules["least"]:
-        raise ConfigError(f"{flag_of(option)} must be at least {rules['least']}, not {value}")
-    # Written so that a NaN fails.
-    if "above" in rules and not value > rules["above"]:
-        raise ConfigError(f"{flag_of(option)} must be above {rules['above']}, not {value}")
+        raise ConfigError(f"{flag} must be one of {', '.join(rules['choices'])}, not {value!r}")
+    if "least" in rules:
+        if not isinstance(value, int):
+            raise ConfigError(f"{flag} must be a whole number, not {value!r}")
+        if not rules["least"] <= value <= rules.get("most", value):
+            most = f" and at most {rules['most']}" if "most" in rules else ""
+            raise ConfigError(f"{flag} must be at least {rules['least']}{most}, not {value}")
+    if "above" in rules:
+        if not (isinstance(value, int | float) and isfinite(value)):
+            raise ConfigError(f"{flag} must be a number of seconds, not {value!r}")
+        if value <= rules["above"]:
+            raise ConfigError(f"{flag} must be above {rules['above']}, not {value}")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

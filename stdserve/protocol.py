@@ -95,13 +95,22 @@ class SessionEnd:
 
 Event = Lines | Chunk | SessionEnd
 
-# What str.strip() removes, as UTF-8, LF aside: whether a line is blank is asked of its text.
-_BLANK = (
-    rb"(?:[\t\x0b-\r\x1c-\x1f ]|\xc2[\x85\xa0]|\xe1\x9a\x80"
-    rb"|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)*"
-)
-# The LF before the line stands in front, so that the engine searches for one byte.
-_find_end = re.compile(rb"\n" + _BLANK + rb"(?:(exit)" + _BLANK + rb")?\n").search
+# A line of nothing but the bytes of "exit" and of what str.strip() removes (LF aside, in UTF-8) may end the session;
+# few others look like it, and for those the text decides. One set of bytes costs the engine neither time nor memory,
+# and with the LF before the line in front it searches for that one byte.
+_find_candidate = re.compile(rb"\n[exit\t\x0b-\r\x1c-\x20\x80-\x8a\x9a\x9f\xa0\xa8\xa9\xaf\xc2\xe1-\xe3]*\n").search
+
+
+def _find_end(lines: bytes) -> tuple[int, EndReason] | None:
+    """Return where the first line begins that ends the session, and why; ``lines`` are whole."""
+    framed = b"\n" + lines
+    candidate = _find_candidate(framed)
+    while candidate is not None:
+        text = decode(candidate[0]).strip()
+        if text in ("", "exit"):
+            return candidate.start(), EndReason.EXIT if text else EndReason.EMPTY_LINE
+        candidate = _find_candidate(framed, candidate.end() - 1)
+    return None
 
 
 class LineProtocol:
@@ -146,17 +155,17 @@ class LineProtocol:
         rest = bytes(self._pending)
         if len(rest) > self._max_line:  # by a CR that no LF made part of a terminator
             return self._finish(rest[: self._max_line] + b"\n", EndReason.LINE_TOO_LONG)
-        ending = _find_end(b"\n" + rest + b"\n") if rest else None
+        ending = _find_end(rest + b"\n") if rest else None
         if ending is None:
             return self._finish(rest + b"\n" if rest else b"", reason)
-        return self._finish(b"", _reason(ending) if reason is EndReason.EOF else reason)
+        return self._finish(b"", ending[1] if reason is EndReason.EOF else reason)
 
     def _split(self, whole: bytes) -> list[Event]:
         too_long = self._first_too_long(whole)
         fitting = whole if too_long is None else whole[:too_long]
-        ending = _find_end(b"\n" + fitting)
+        ending = _find_end(fitting)
         if ending is not None:
-            return self._finish(_without_cr(whole[: ending.start()]), _reason(ending))
+            return self._finish(_without_cr(whole[: ending[0]]), ending[1])
         if too_long is not None:
             start = whole[too_long : too_long + self._max_line]
             return self._finish(_without_cr(fitting) + start + b"\n", EndReason.LINE_TOO_LONG)
@@ -209,9 +218,9 @@ class ChunkProtocol:
         message = self._held + data
         text, used = codecs.utf_8_decode(message, "backslashreplace", False)
         if "exit" in text:
-            return self.end(EndReason.EXIT)
+            return self._end_with(message, EndReason.EXIT)
         if used == len(message) and not text.strip():
-            return self.end(EndReason.EMPTY_LINE)
+            return self._end_with(message, EndReason.EMPTY_LINE)
         if text.endswith("\r") and used == len(message):
             used -= 1
         self._held = message[used:]
@@ -228,13 +237,20 @@ class ChunkProtocol:
         self._ended = True
         return [Chunk(self._held), SessionEnd(reason)] if self._held else [SessionEnd(reason)]
 
+    def _end_with(self, message: bytes, reason: EndReason) -> list[Event]:
+        """End with a message that is not printed, but for the rest of a character of the one before."""
+        for size in range(len(self._held), 5 if self._held else 0):
+            try:
+                message[:size].decode()
+            except UnicodeDecodeError:
+                continue
+            self._held = message[:size]
+            break
+        return self.end(reason)
+
 
 #: The framings by the word that chooses them.
 FRAMINGS: dict[str, type[LineProtocol | ChunkProtocol]] = {"line": LineProtocol, "chunk": ChunkProtocol}
-
-
-def _reason(ending: re.Match[bytes]) -> EndReason:
-    return EndReason.EXIT if ending[1] else EndReason.EMPTY_LINE
 
 
 def _without_cr(whole: bytes) -> bytes:

@@ -9,6 +9,9 @@ from typing import Any
 
 __all__ = ["Waiter"]
 
+#: Seconds, 23 days: epoll_wait(2) counts its milliseconds in an int.
+LONGEST_WAIT = 2e6
+
 
 class Waiter:
     """Calls back when a watched descriptor is readable; sleeps until then, without polling.
@@ -41,9 +44,9 @@ class Waiter:
 
     def turn(self, timeout: float | None = None) -> None:
         """Wait for ``timeout`` seconds at most (None: until something happens) and call what is due."""
-        for key, _ in self._selector.select(timeout):
-            # An earlier call of this turn may have had it forgotten.
-            if key.fileobj in self._selector.get_map():
+        for key, _ in self._selector.select(None if timeout is None else min(timeout, LONGEST_WAIT)):
+            # An earlier call of this turn may have had it forgotten, and its number given to another.
+            if self._selector.get_map().get(key.fd) is key:
                 key.data()
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -56,7 +57,7 @@ class ServerProcess:
         stdout: int | None = None,
         env: dict[str, str] | None = None,
         command: Sequence[str] = (sys.executable, "-m", "stdserve"),
-        **popen: object,
+        **popen: Any,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="stdserve-"))
         self._output = (self.folder / "stdout").open("wb")
@@ -88,11 +89,13 @@ class ServerProcess:
         if self.process.stdout is not None:
             self.process.stdout.close()
         self._reader.join(DEADLINE)
+        assert self.process.stderr is not None
         self.process.stderr.close()
         self._output.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read_log(self) -> None:
+        assert self.process.stderr is not None
         for line in self.process.stderr:
             with self._news:
                 self.log.append(line.decode().rstrip("\n"))
@@ -111,6 +114,12 @@ class ServerProcess:
             if not arrived or len(found()) < count:
                 pytest.fail(f"no {pattern!r} in the log:\n" + "\n".join(self.log))
             return found()[count - 1]
+
+    @property
+    def pipe(self) -> IO[bytes]:
+        """The reading end of its standard output, where that is a pipe."""
+        assert self.process.stdout is not None
+        return self.process.stdout
 
     @property
     def port(self) -> int:
@@ -147,7 +156,7 @@ class ServerProcess:
         return self.wait()
 
 
-def connect(address: tuple[str, int]) -> socket.socket:
+def connect(address: Any) -> socket.socket:
     """Return a connection whose every wait has a deadline."""
     return socket.create_connection(address, DEADLINE)
 
@@ -157,7 +166,7 @@ def read_all(client: socket.socket) -> bytes:
     return b"".join(iter(lambda: client.recv(65536), b""))
 
 
-def exchange(address: tuple[str, int], data: bytes, *, half_close: bool = True) -> bytes:
+def exchange(address: Any, data: bytes, *, half_close: bool = True) -> bytes:
     """Send ``data``, say that it was all, and return the reply up to EOF."""
     with connect(address) as client:
         client.sendall(data)

@@ -115,7 +115,6 @@ def test_nothing_that_a_child_wrote_is_lost() -> None:
     assert (0, "out\n", "err\n") == (finished.returncode, finished.stdout, finished.stderr)
 
 
-@pytest.mark.xfail(strict=True, reason="DEFECT: the child flushes what the parent had printed before the fork, too")
 def test_what_the_parent_had_not_flushed_comes_out_once() -> None:
     """The child holds a copy of the parent's buffer, which is not its to write."""
     assert ["before", "child", "after"] == run_forking("""
@@ -151,7 +150,6 @@ def test_streams_that_take_nothing_do_not_change_the_status(spoil: str) -> None:
 @pytest.mark.parametrize(
     "run", ["lambda: setattr(sys, 'stdout', Odd()) or 3", "lambda: None"], ids=["stream", "status"]
 )
-@pytest.mark.xfail(strict=True, reason="DEFECT: what flush() or os._exit() raises gets out of fork_child, in the child")
 def test_a_child_never_returns(run: str) -> None:
     """Neither a stream of somebody else's making nor a status that is none lets it out into the parent's code."""
     finished = run_script(

@@ -61,7 +61,7 @@ def script(code: str, *arguments: str, **popen: Any) -> ServerProcess:
     return ServerProcess(*arguments, port=None, command=(sys.executable, "-c", code), **popen)
 
 
-def port_of(server: ServerProcess) -> tuple[str, int]:
+def port_of(server: ServerProcess) -> Any:
     """Where a program of ``script`` listens."""
     return "127.0.0.1", int(server.wait_for_log(r"^(\d+)$")[1])
 
@@ -69,7 +69,7 @@ def port_of(server: ServerProcess) -> tuple[str, int]:
 # Binding and listening.
 
 
-def connects(address: tuple[str, int], count: int) -> int:
+def connects(address: Any, count: int) -> int:
     """How many of so many connections succeed at once while nobody accepts."""
     clients = [socket.socket() for _ in range(count)]
     for client in clients:
@@ -306,7 +306,7 @@ def test_12_a_client_that_another_process_took_does_not_block_the_loop() -> None
         with contextlib.suppress(OSError):
             connect(server.server_address).close()
         stopper.join(0.1)
-        Loses.get_request = lambda self: THEIRS.get_request(self)  # type: ignore[method-assign, assignment]
+        Loses.get_request = THEIRS.get_request  # type: ignore[method-assign, assignment]
     server.server_close()
 
 
@@ -450,10 +450,10 @@ def test_20_a_thread_that_dies_before_it_begins_does_not_stop_the_server(
                 assert not readable(second, 0.5)
             first.close()
             deaths.clear()
-    server = create_server(Upper, bind="127.0.0.1:0", max_conns=20)
-    with running(server):
+    ours = create_server(Upper, bind="127.0.0.1:0", max_conns=20)
+    with running(ours):
         monkeypatch.setattr(threading.Thread, "_bootstrap", dies)
-        clients = [connect(server.server_address) for _ in range(20)]
+        clients = [connect(ours.server_address) for _ in range(20)]
         for client in clients:
             client.sendall(b"one\n")
             assert b"ONE\n" == client.recv(100)
@@ -685,8 +685,8 @@ class Talks(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         line = self.rfile.readline()
         if line == b"fail\n":
-            raise ValueError(line)
-        for _ in range(50):
+            raise ValueError("a bug of the handler's own")
+        for _ in range(1000):
             self.wfile.write(b"x" * 100_000)
 
 
@@ -697,9 +697,15 @@ def test_39_40_a_client_that_leaves_is_no_traceback_and_leaks_nothing(
 ) -> None:
     """RST before the request, in it, in the reply: one debug line each; a handler's own error keeps its traceback."""
     handler = type("Handler", (Talks,), {"wbufsize": wbufsize})
+    told: list[str] = []
+
+    def complains() -> bool:
+        told.append(capfd.readouterr().err)
+        return "Traceback" in "".join(told)
+
     with stock(THEIRS, handler) as server:
         leave(server.server_address, b"talk\n", 1000)
-        eventually(lambda: "Traceback" in (told.append(capfd.readouterr().err) or "".join(told)))
+        eventually(complains)
 
     caplog.set_level("DEBUG", "stdserve")
     gc.collect()
@@ -722,13 +728,10 @@ def test_39_40_a_client_that_leaves_is_no_traceback_and_leaks_nothing(
         assert "Traceback" not in caplog.text
         exchange(ours.server_address, b"fail\n")
         eventually(lambda: "Traceback" in caplog.text)
-    assert "ValueError: b'fail" in caplog.text
+    assert "ValueError: a bug of the handler's own" in caplog.text
 
 
-told: list[str] = []
-
-
-def leave(address: tuple[str, int], said: bytes, read: int) -> None:
+def leave(address: Any, said: bytes, read: int) -> None:
     """Say something, read a little, and go with a reset."""
     client = connect(address)
     client.sendall(said)
@@ -799,7 +802,7 @@ def test_43_small_replies_are_not_held_back() -> None:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    def median(address: tuple[str, int]) -> float:
+    def median(address: Any) -> float:
         with connect(address) as client:
             times = []
             for _ in range(20):
@@ -826,7 +829,8 @@ def test_44_a_line_without_an_end_does_not_take_all_memory(way: str, caplog: pyt
 
     class Reads(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            {"readline": self.rfile.readline, "for": lambda: list(self.rfile), "readlines": self.rfile.readlines}[way]()
+            for _ in {"readline": iter(self.rfile.readline, b""), "for": self.rfile}.get(way) or self.rfile.readlines():
+                pass
 
     with running(ThreadServer(LOCAL, Reads)) as server:
         exchange(server.server_address, b"short\n")
@@ -853,7 +857,7 @@ def test_45_a_refused_upload_gets_its_answer() -> None:
             self.rfile.readline()
             self.wfile.write(b"refused\n")
 
-    def answered(address: tuple[str, int]) -> int:
+    def answered(address: Any) -> int:
         count = 0
         for _ in range(20):
             with connect(address) as client, contextlib.suppress(ConnectionError):

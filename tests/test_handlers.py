@@ -52,7 +52,8 @@ def test_a_reply_may_be_bytes_or_nothing() -> None:
 
     class Mixed(LineHandler):
         def line_received(self, line: str) -> str | bytes | None:
-            return {"bytes": b"\xff\xfe", "text": "ж"}.get(line)
+            replies: dict[str, str | bytes] = {"bytes": b"\xff\xfe", "text": "ж"}
+            return replies.get(line)
 
     with serving(Mixed) as server:
         assert b"\xff\xfe\n\xd0\xb6\n" == exchange(server.address, b"bytes\nnothing\ntext\n")
@@ -142,7 +143,9 @@ def test_lines_are_received_also_when_the_client_takes_no_replies() -> None:
         client.sendall(b"".join(b"%d\n" % number for number in range(100)))
         eventually(lambda: calls)
         reset(client)
-        eventually(lambda: not server.server.active)
+        ours = server.server
+        assert ours is not None
+        eventually(lambda: not ours.active)
     assert [str(number) for number in range(100)] == calls
 
 

@@ -15,6 +15,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all
@@ -44,7 +45,7 @@ def test_sixteen_clients_through_a_pipe_arrive_whole_and_in_order(mode: str) -> 
     sent = [lines_of(client) for client in range(CLIENTS)]
     with ServerProcess(*MODES[mode], "--format", "peer", stdout=subprocess.PIPE) as server:
         received = bytearray()
-        reader = threading.Thread(target=lambda: received.extend(server.process.stdout.read()))
+        reader = threading.Thread(target=lambda: received.extend(server.pipe.read()))
         reader.start()
 
         def send(client: int) -> bytes:
@@ -144,8 +145,8 @@ def test_a_reader_that_goes_away_stops_the_server_with_one_line(mode: str) -> No
     with ServerProcess(*MODES[mode], *QUIET, stdout=subprocess.PIPE) as server:
         address = listening_address(server)
         exchange(address, b"first\n")
-        assert b"first\n" == server.process.stdout.read(6)
-        server.process.stdout.close()
+        assert b"first\n" == server.pipe.read(6)
+        server.pipe.close()
         exchange_until_refused(address)
         assert 1 == server.wait()
         assert ["stdserve: cannot write to standard output: its reader has gone"] == server.log
@@ -196,7 +197,7 @@ def test_a_slow_reader_slows_the_clients_and_costs_no_memory() -> None:
             assert sent < 50_000_000
             assert resident(server.pid) - before < 10_000_000
             # It goes on as soon as somebody reads.
-            reader = threading.Thread(target=drain, args=(server.process.stdout,))
+            reader = threading.Thread(target=drain, args=(server.pipe,))
             reader.start()
             client.settimeout(DEADLINE)
             client.sendall(b"\nexit\n")
@@ -205,9 +206,9 @@ def test_a_slow_reader_slows_the_clients_and_costs_no_memory() -> None:
         reader.join(DEADLINE)
 
 
-def drain(stream: object) -> None:
+def drain(stream: IO[bytes]) -> None:
     """Read to the end and forget."""
-    while stream.read(1 << 16):  # type: ignore[attr-defined]
+    while stream.read(1 << 16):
         pass
 
 

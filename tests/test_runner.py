@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import DEADLINE, ServerProcess, connect, exchange, read_all
@@ -22,7 +23,7 @@ class Upper(LineHandler):
 
 
 @pytest.mark.parametrize("settings", [{"mode": "single"}, {}, {"mode": "thread"}], ids=str)
-def test_serving_runs_beside_the_test_and_gives_the_address(settings: dict[str, str]) -> None:
+def test_serving_runs_beside_the_test_and_gives_the_address(settings: dict[str, Any]) -> None:
     """Bound already; after the block nobody listens there."""
     with serving(Upper, **settings) as server:
         assert b"ONE\n" == exchange(server.address, b"one")

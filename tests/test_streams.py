@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -55,7 +55,11 @@ def test_a_timeout_loses_nothing_and_poisons_nothing(pair: Pair) -> None:
     session, peer = pair
     session.settimeout(0.05)
     with session.makefile("rb", -1) as reader:
-        for read, expected in ((lambda: reader.readline(), b"begun ended\n"), (lambda: reader.read(9), b"begun end")):
+        ways: list[tuple[Callable[[], bytes], bytes]] = [
+            (reader.readline, b"begun ended\n"),
+            (lambda: reader.read(9), b"begun end"),
+        ]
+        for read, expected in ways:
             peer.sendall(b"begun ")
             for _ in range(2):
                 with pytest.raises(TimeoutError):

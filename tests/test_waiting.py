@@ -97,7 +97,6 @@ def test_what_an_earlier_call_of_the_turn_had_forgotten_is_not_called(
     assert 1 == len(calls)
 
 
-@pytest.mark.xfail(strict=True, reason="DEFECT: turn() looks up a forgotten socket that is closed: ValueError")
 def test_what_an_earlier_call_had_forgotten_and_closed_is_not_called(
     waiter: Waiter, pairs: list[tuple[socket.socket, socket.socket]]
 ) -> None:
@@ -172,7 +171,6 @@ def test_a_closed_waiter_may_be_woken_and_closed_again() -> None:
     assert before == os.listdir("/dev/fd")
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="DEFECT: 25 days are too long for epoll_wait's int of ms")
 def test_a_turn_takes_any_timeout(waiter: Waiter) -> None:
     """``--graceful-timeout 1000h`` is a duration like any other."""
     waiter.wake()
