@@ -81,7 +81,7 @@ def _is_host(host: str, bracketed: bool) -> bool:
 def format_peer(address: Any) -> str:
     """Show a socket address as ``getpeername()`` or ``accept()`` gives it: ``127.0.0.1:4000``, ``[::1]:4000``.
 
-    An abstract UNIX address begins with ``@`` in the place of its NUL; a client of a UNIX socket without one is "local".
+    An abstract UNIX address begins with ``@`` in the place of its NUL; a client without an address is "local".
     """
     if isinstance(address, tuple):
         return str(Address(*address[:2]))

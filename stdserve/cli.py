@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
@@ -16,6 +14,7 @@ from typing import NoReturn
 from . import runner
 from .errors import ConfigError, StartError, StdserveError
 from .options import Options, add_flags, parse_options
+from .terminal import fill_descriptors, say, settle
 from .version import __version__
 
 __all__ = ["main"]
@@ -44,31 +43,19 @@ _HABITS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; ``argv`` is without the program's name."""
-    _fill_standard_descriptors()
+    fill_descriptors()
     try:
         options = _parse(argv)
         with _log_on_stderr(options.log_level):
             runner.serve(options=options, ready=lambda addresses: _explain(options, addresses))
     except StdserveError as error:
-        _complain(str(error))
+        say(f"stdserve: {error}\n")
         if isinstance(error, ConfigError):
             return 2
         return 3 if isinstance(error, StartError) else 1
+    finally:
+        settle()
     return 0
-
-
-def _fill_standard_descriptors() -> None:
-    """Give closed stdin and stderr something harmless, or the next socket takes their number and gets what is
-    meant for them. A closed stdout is the sink's affair, which refuses to start on it.
-    """
-    for wanted in (0, 2):
-        try:
-            os.fstat(wanted)
-        except OSError:
-            fd = os.open(os.devnull, os.O_RDWR)
-            if fd != wanted:
-                os.dup2(fd, wanted)
-                os.close(fd)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -122,22 +109,10 @@ def _explain(options: Options, addresses: Sequence[str]) -> None:
     host, _, port = addresses[0].rpartition(":")
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     bare = host.strip("[]")
-    _say(
+    say(
         f"try it from another terminal (an empty line or exit ends a session, Ctrl-C this server):\n"
         f"  telnet {bare} {port}\n"
         f"  python -c \"import socket; socket.create_connection(('{bare}', {port})).sendall(b'ping')\"\n"
         f"  python -m stdserve.client {host}:{port} ping\n"
-        f"  a browser: http://{host}:{port}"
+        f"  a browser: http://{host}:{port}\n"
     )
-
-
-def _complain(message: str) -> None:
-    _say(f"stdserve: {message}")
-
-
-def _say(text: str) -> None:
-    # A closed standard error is no reason to fail.
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except (OSError, ValueError, AttributeError):
-        pass

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from .addresses import Address, parse_address, parse_port
 from .errors import ConfigError, ConnectError, ConnectTimeout, OutputError, SendError, SendTimeout, StdserveError
+from .terminal import say, settle
 
 __all__ = ["Client", "Input", "Progress", "Transfer", "main"]
 
@@ -203,13 +204,13 @@ class Progress:
         percent = f", {min(100, 100 * sent // self._total)} %" if self._total else ""
         line = f"{sent:,} bytes sent{percent}, {sent / (now - self._start) / 1e6:.1f} MB/s"
         # Spaces wipe what was longer on any terminal, also on one that knows no escape sequences.
-        _tell("\r" + line.ljust(self._width))
+        say("\r" + line.ljust(self._width))
         self._width = len(line)
 
     def end(self) -> None:
         """Wipe the line, if it is there, and show no more."""
         if self._width:
-            _tell("\r" + " " * self._width + "\r")
+            say("\r" + " " * self._width + "\r")
         self.interval, self._width = None, 0
 
 
@@ -337,14 +338,6 @@ def _write(fd: int, data: bytes) -> None:
             raise OutputError(f"output error: {_reason(error)}") from error
 
 
-def _tell(text: str) -> None:
-    """Write to stderr. When that is closed or broken there is nobody left to tell."""
-    if sys.stderr:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-
 def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
     """Read the command line into the arguments of :func:`_run`; raise ConfigError for one that is wrong."""
     import argparse  # only the command line needs these
@@ -390,8 +383,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as shells count
     except (StdserveError, OSError) as error:  # OSError: no descriptors left
-        _tell(f"{error}\n")
+        say(f"{error}\n")
         return 2 if isinstance(error, ConfigError) else 1
+    finally:
+        settle()
     return 0
 
 
