@@ -26,7 +26,7 @@ Handler = Callable[..., socketserver.BaseRequestHandler]
 
 #: The concurrency modes by the word that chooses them.
 MODES: dict[str, type[ServerMixin]] = {"single": SingleServer, "thread": ThreadServer}
-if hasattr(servers, "ForkServer"):
+if hasattr(servers, "ForkServer"):  # pragma: no branch - Windows has no fork
     MODES["fork"] = servers.ForkServer
 
 

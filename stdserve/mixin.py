@@ -258,15 +258,17 @@ class ServerMixin(socketserver.TCPServer):
 
     def _end_badly(self, request: Any, client_address: Any) -> None:
         """Report the exception being handled and close the connection, even if the hooks for that raise too."""
-        for hook, *arguments in ((self.handle_error, request, client_address), (self.shutdown_request, request)):
-            try:
-                hook(*arguments)
-            except BaseException as error:
-                if _breaks_off(error):
-                    raise
-                _log.exception("error %s: a hook of the server failed", format_peer(client_address))
-        request.close()
-        self._forget(request)
+        try:
+            for hook, *arguments in ((self.handle_error, request, client_address), (self.shutdown_request, request)):
+                try:
+                    hook(*arguments)
+                except BaseException as error:
+                    if _breaks_off(error):
+                        raise
+                    _log.exception("error %s: a hook of the server failed", format_peer(client_address))
+        finally:
+            request.close()
+            self._forget(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Run the handler, with the idle timeout on its socket (the handler's own ``timeout`` takes its place)."""

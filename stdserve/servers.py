@@ -91,7 +91,7 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
         return self._session_threads.inside
 
 
-if hasattr(os, "fork"):
+if hasattr(os, "fork"):  # pragma: no branch - Windows has none
     __all__ += ["ForkServer"]
 
     class ForkServer(ServerMixin, socketserver.ForkingTCPServer):

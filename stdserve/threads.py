@@ -47,15 +47,18 @@ class SessionThreads:
         """Hand over one piece of work and return at once; raise RuntimeError if no thread can be had for it."""
         with self._lock:
             if self._count <= self._unfinished and self._count < self._limit:
-                _thread.start_new_thread(self._run, ())
+                _thread.start_new_thread(self._begin, ())
                 self._count += 1
             self._unfinished += 1
         self._work.put(work)
 
-    def _run(self) -> None:
+    def _begin(self) -> None:  # pragma: no cover - what is run before tracing is on cannot be traced
         # Debuggers, profilers and coverage ask threading for its threads; a bare one has to ask back.
         sys.settrace(threading.gettrace())
         sys.setprofile(threading.getprofile())
+        self._run()
+
+    def _run(self) -> None:
         ident = _thread.get_ident()
         self._idents.add(ident)
         while True:

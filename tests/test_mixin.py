@@ -510,3 +510,48 @@ def test_a_shutdown_request_that_never_calls_ours_keeps_no_session(server_class:
     with running(Own(LOCAL, Upper)) as server:
         assert b"ONE\n" == exchange(server.server_address, b"one")
         eventually(lambda: not server.sessions)
+
+
+def test_ctrl_c_in_a_hook_gets_out_of_the_loop() -> None:
+    """In the main thread, with Python's own SIGINT handler; a handler's own exception does not."""
+
+    class Interrupted(SingleServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            raise KeyboardInterrupt
+
+    class Fails(LineHandler):
+        def line_received(self, line: str) -> None:
+            raise ValueError(line)
+
+    with Interrupted(LOCAL, Fails) as server, connect(server.server_address) as client:
+        client.sendall(b"one\n")
+        with pytest.raises(KeyboardInterrupt):
+            server.handle_request()
+        assert {} == server.sessions
+
+
+@both
+def test_a_session_that_lasts_too_long_is_cut(
+    server_class: type[ServerMixin], caplog: pytest.LogCaptureFixture
+) -> None:
+    """However busy it is: the total counts, and the reason stands in the log line."""
+    caplog.set_level("INFO", "stdserve")
+    server = server_class(LOCAL, Upper, options=Options(session_timeout=0.3))
+    with running(server), connect(server.server_address) as client:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                client.sendall(b"one\n")
+                if not client.recv(100):
+                    break
+        eventually(lambda: not server.sessions)
+        assert b"IN TIME\n" == exchange(server.server_address, b"in time")
+    assert 1 == caplog.text.count("reason=session_timeout")
+
+
+def test_a_childs_session_that_lasts_too_long_is_cut() -> None:
+    """By an alarm in the child."""
+    from processes import ServerProcess
+
+    with ServerProcess("--mode", "fork", "--session-timeout", "300ms") as server:
+        assert b"" == exchange(server.address, b"one\n", half_close=False)
+        server.wait_for_log("close .* reason=session_timeout lines=1 ")

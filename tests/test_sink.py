@@ -118,13 +118,12 @@ def test_a_pipe_that_is_not_blocking_gets_everything_all_the_same() -> None:
     data = b"x" * 999_999 + b"\n"
     got = bytearray()
 
-    def read() -> None:
-        while len(got) < len(data):
-            got.extend(os.read(reader, 65536))
-
-    thread = threading.Thread(target=read)
+    thread = threading.Thread(target=sink.write, args=(Lines(data), PEER))
     thread.start()
-    sink.write(Lines(data), PEER)
+    size = fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ)
+    eventually(lambda: buffered(reader) >= size - 4096, "a full pipe")
+    while len(got) < len(data):
+        got.extend(os.read(reader, 65536))
     thread.join(DEADLINE)
     assert data == got
     assert not os.get_blocking(writer)

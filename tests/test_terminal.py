@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,8 @@ CLOSED_READER = "import os, sys; r, w = os.pipe(); os.dup2(w, {fd}); os.close(r)
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     """Run a program, and return how it ended."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE, env=env)
 
 
 def test_what_is_said_is_on_standard_error() -> None:
