@@ -71,6 +71,8 @@ class ServerMixin(socketserver.TCPServer):
 
     #: Whether sessions run in processes of their own.
     forks = False
+    #: Whether sessions run in the thread that serves, and keep it from its accept loop.
+    inline = False
     #: Sessions at a time where the options do not say.
     default_max_conns = 1
     #: Close the listeners as soon as a stop begins, so that clients are refused, not left waiting; set it on
@@ -124,6 +126,11 @@ class ServerMixin(socketserver.TCPServer):
     def listeners(self) -> list[socket.socket]:
         """All listening sockets."""
         return [self.socket, *self._more_listeners]
+
+    @property
+    def wakeup_fd(self) -> int:
+        """The descriptor that wakes the accept loop when written to, for ``signal.set_wakeup_fd``."""
+        return self._loop.waiter.wakeup_fd
 
     @property
     def active(self) -> int:

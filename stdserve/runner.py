@@ -231,7 +231,8 @@ def _signals_stop(server: ServerMixin, stop_signals: Sequence[int]) -> Iterator[
 
     before = {number: signal.signal(number, stop) for number in stop_signals}
     try:
-        yield
+        with _signals_wake(server, stop_signals):
+            yield
     except StopNow:
         pass  # it came when the server had stopped already
     finally:
@@ -239,6 +240,40 @@ def _signals_stop(server: ServerMixin, stop_signals: Sequence[int]) -> Iterator[
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _signals_wake(server: ServerMixin, stop_signals: Sequence[int]) -> Iterator[None]:
+    """Let no signal be slept through: one that comes just before a wait is otherwise noticed after it only.
+
+    The accept loop has a descriptor for that. Where sessions keep the main thread, another thread listens in its
+    place and ends their input, so that the main thread gets to run the signal's handler.
+    """
+    if not server.inline:
+        before = signal.set_wakeup_fd(server.wakeup_fd, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def listen() -> None:
+        while came := reader.recv(1):
+            if came[0] in stop_signals:
+                server.request_stop()
+
+    listener = threading.Thread(target=listen, name="stdserve signals", daemon=True)
+    with reader:
+        listener.start()
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            writer.close()
+            listener.join()
 
 
 def _announce(options: Options, listeners: Sequence[socket.socket], ready: Callable[[list[str]], None] | None) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import socketserver
 import threading
+import time
 from functools import partial
 from typing import Any
 
@@ -22,11 +23,16 @@ from .threads import SessionThreads
 
 __all__ = ["SingleServer", "ThreadServer"]
 
+#: Seconds after which a child that has not ended is told again.
+REPEAT_SECONDS = 0.2
+
 _log = logging.getLogger("stdserve")
 
 
 class SingleServer(ServerMixin, socketserver.TCPServer):
     """One session at a time, in the thread that serves; others wait in the backlog."""
+
+    inline = True
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Run the session, here and now; a timer sees to the session timeout, for the accept loop cannot."""
@@ -171,6 +177,13 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
 
         def _end_input(self) -> None:
             self._kill_children(signal.SIGTERM)
+
+        def _wait_for_sessions(self, seconds: float) -> None:
+            # A signal that reaches a child just before it begins to read is noticed after that read: so it is repeated.
+            deadline = time.monotonic() + seconds
+            while self.active and (left := deadline - time.monotonic()) > 0:
+                super()._wait_for_sessions(min(left, REPEAT_SECONDS))
+                self._end_input()
 
         def _cut(self) -> None:
             self._kill_children(signal.SIGKILL)

@@ -65,6 +65,7 @@ class Supervisor:
         """
         stop_signals = (signal.SIGTERM, signal.SIGINT)
         before = {signum: signal.signal(signum, self._queue_signal) for signum in stop_signals}
+        wakeup_fd = signal.set_wakeup_fd(self._waiter.wakeup_fd, warn_on_full_buffer=False)
         try:
             self._start_missing()
             ready()
@@ -75,6 +76,7 @@ class Supervisor:
                 self._start_missing()
                 self._kill_late()
         finally:
+            signal.set_wakeup_fd(wakeup_fd)
             for signum, handler in before.items():
                 signal.signal(signum, handler)
             self._waiter.close()

@@ -35,6 +35,15 @@ class Waiter:
         """Forget ``file``; it must be watched, and not closed yet."""
         self._selector.unregister(file)
 
+    @property
+    def wakeup_fd(self) -> int:
+        """The descriptor that wakes when written to, for ``signal.set_wakeup_fd``.
+
+        A signal that arrives just before the wait begins has its Python handler run only after it: what the handler
+        does to wake would come too late. The byte that the C handler writes does not.
+        """
+        return self._waker.fileno()
+
     def wake(self) -> None:
         """End the wait that is going on, or the next one."""
         try:

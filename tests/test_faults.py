@@ -866,7 +866,8 @@ def test_45_a_refused_upload_gets_its_answer() -> None:
         return count
 
     with stock(THEIRS, Refuses) as theirs:
-        assert answered(theirs.server_address) < 20
+        # A matter of timing there: which of reply and reset the client notices first.
+        assert any(answered(theirs.server_address) < 20 for _ in range(10))
     with running(ThreadServer(LOCAL, Refuses)) as ours:
         assert 20 == answered(ours.server_address)
 
