@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import socketserver
 import sys
@@ -22,6 +21,7 @@ from .accepting import AcceptLoop
 from .access import Admission
 from .addresses import format_peer
 from .errors import OutputError
+from .interrupts import StopNow, breaks_off
 from .listeners import BACKLOG, close_listeners, prepare_listener
 from .options import Options
 from .protocol import EndReason
@@ -29,7 +29,7 @@ from .sessions import Session, half_close, linger
 from .sink import Sink, open_sink
 from .streams import LineTooLong, SessionSocket
 
-__all__ = ["ServerMixin", "StopNow"]
+__all__ = ["ServerMixin"]
 
 _log = logging.getLogger("stdserve")
 
@@ -46,10 +46,6 @@ _PEERS_FAULTS = (
     (TimeoutError, EndReason.IDLE_TIMEOUT),
     (ConnectionError, EndReason.RESET),
 )
-
-
-class StopNow(KeyboardInterrupt):
-    """Raised in the main thread to break off whatever it does: the second signal, or the deadline of a stop."""
 
 
 class ServerMixin(socketserver.TCPServer):
@@ -103,7 +99,7 @@ class ServerMixin(socketserver.TCPServer):
         self._taken = 0
         self._take_until: int | None = None
         self._accepts_left = 1 if self.options.once else None
-        self._stopping = self._served = False
+        self._stopping = self._served = self._close_at_end = False
         self._serving_thread: int | None = None
         self._at_rest = threading.Event()
         self._at_rest.set()
@@ -154,7 +150,14 @@ class ServerMixin(socketserver.TCPServer):
         prepare_listener(self.socket)
 
     def server_close(self) -> None:
-        """Close the listeners and what the accept loop holds; sessions are not waited for, ``shutdown`` does that."""
+        """Close the listeners and what the accept loop holds; a server that still serves is stopped first.
+
+        From one of its own sessions it is closed when it has stopped.
+        """
+        if self._serving_thread is not None:
+            self._close_at_end = True
+            self.shutdown()
+            return
         close_listeners(self.listeners)
         self._admission.close()
         self._loop.waiter.close()
@@ -190,6 +193,8 @@ class ServerMixin(socketserver.TCPServer):
         finally:
             self._loop.shut()
             self._served, self._stopping, self._serving_thread = True, False, None
+            if self._close_at_end:
+                self.server_close()
             self._at_rest.set()
         if self.failure is not None:
             raise self.failure
@@ -244,7 +249,7 @@ class ServerMixin(socketserver.TCPServer):
             _log.info("open %s", session.peer)
             self.process_request(request, client_address)
         except BaseException as error:
-            if _breaks_off(error):
+            if breaks_off(error):
                 raise
             self._end_badly(request, client_address)
 
@@ -256,7 +261,7 @@ class ServerMixin(socketserver.TCPServer):
             self.finish_request(request, client_address)
             self.shutdown_request(request)
         except BaseException as error:
-            if _breaks_off(error):
+            if breaks_off(error):
                 request.close()
                 raise
             self._end_badly(request, client_address)
@@ -270,7 +275,7 @@ class ServerMixin(socketserver.TCPServer):
                 try:
                     hook(*arguments)
                 except BaseException as error:
-                    if _breaks_off(error):
+                    if breaks_off(error):
                         raise
                     _log.exception("error %s: a hook of the server failed", format_peer(client_address))
         finally:
@@ -388,12 +393,3 @@ class ServerMixin(socketserver.TCPServer):
     def _cut(self) -> None:
         for session in list(self.sessions.values()):
             session.cut(EndReason.CUT)
-
-
-def _breaks_off(error: BaseException) -> bool:
-    """Tell a Ctrl-C or a second signal, which must get out, from what a handler may raise itself."""
-    return isinstance(error, StopNow) or (
-        isinstance(error, KeyboardInterrupt)
-        and threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )

@@ -18,8 +18,9 @@ from .addresses import format_peer
 from .children import fork_child, ignore_signal
 from .errors import OutputError, StartError, StdserveError
 from .factory import Handler, create_server, load_handler, make_options, server_class
+from .interrupts import StopNow
 from .listeners import BACKLOG, close_listeners, effective_backlog, open_listeners
-from .mixin import ServerMixin, StopNow
+from .mixin import ServerMixin
 from .options import Options
 from .sink import Sink, open_sink
 

@@ -26,7 +26,7 @@ FLOORS = {
     for floor, names in enumerate(
         [
             "errors escaping browser version",
-            "protocol proxy addresses systemd logs terminal waiting",
+            "protocol proxy addresses systemd logs terminal waiting interrupts",
             "options listeners tls metrics sink sessions streams threads children accepting",
             "handlers access supervisor status client",
             "mixin",

@@ -23,6 +23,8 @@ PREAMBLE = """
 import atexit, os, resource, select, signal, socket, sys, time
 from stdserve.children import CRASHED, Child, fork_child, ignore_signal
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started us in the background ignores it
+
 def fork(run, handlers=(), born=lambda child: None):
     return fork_child(run, dict(handlers), born)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import threading
 from typing import Any
 
 import pytest
@@ -195,6 +196,14 @@ def test_a_duration_beyond_all_measure_is_a_config_error() -> None:
     """No socket waits for infinity."""
     with pytest.raises(ConfigError):
         parse("--idle-timeout", "9" * 400)
+
+
+@pytest.mark.parametrize("seconds", [2 * threading.TIMEOUT_MAX, 10**400], ids=["584 years", "no float"])
+@pytest.mark.xfail(strict=True, reason="DEFECT: a finite duration may be longer than any lock or socket can wait")
+def test_a_duration_that_nothing_can_wait_for_is_a_config_error(seconds: float) -> None:
+    """Else it is an OverflowError when the server stops: the system counts nanoseconds in 64 bits."""
+    with pytest.raises(ConfigError):
+        Options(graceful_timeout=seconds)
 
 
 def test_options_do_not_change() -> None:

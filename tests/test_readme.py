@@ -198,6 +198,7 @@ def test_the_handler_in_six_lines_and_its_test_in_six(tmp_path: Path) -> None:
     assert 6 >= len([line for line in test.splitlines() if line])
     (tmp_path / "upper.py").write_text(handler)
     (tmp_path / "test_upper.py").write_text(test)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")  # or pytest would look for one in the folders above
 
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "test_upper.py"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -246,6 +247,27 @@ def test_the_table_of_options_is_generated() -> None:
     """To write it anew: `python tests/test_readme.py`."""
     table = TEXT.partition("<!-- generated: options -->\n")[2].partition("<!-- end -->")[0]
     assert option_table() == table
+
+
+def test_the_table_of_faults_is_what_the_script_prints() -> None:
+    """The same rows in the same words; figures are those of some machine, and tested in test_faults_example."""
+    script = README.parent / "examples" / "faults.py"
+    assert "`python examples/faults.py`" in TEXT
+    printed = subprocess.run(
+        [sys.executable, str(script), "14", "31"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout.splitlines()
+    table = block("generated: faults").splitlines()
+
+    def words(line: str) -> list[str]:
+        return re.split(r" {2,}", line.strip())[:3]
+
+    assert words(printed[0]) == words(table[0])
+    for row in printed[1:3]:
+        assert words(row) in [words(line) for line in table[1:]]
+    numbers = [line.split()[0] for line in table[1:-1]]
+    listed = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=60).stdout
+    assert 12 == len(numbers)
+    assert all(number in listed for number in ("9", "20"))
 
 
 def test_the_exit_codes_are_those_of_the_help() -> None:

@@ -117,6 +117,30 @@ def test_what_an_earlier_call_had_forgotten_and_closed_is_not_called(
     assert 1 == len(calls)
 
 
+def test_a_descriptor_with_the_number_of_a_forgotten_one_is_another(
+    waiter: Waiter, pairs: list[tuple[socket.socket, socket.socket]]
+) -> None:
+    """What was readable under the number before is not called in its place."""
+    calls: list[str] = []
+    numbers = [os.dup(watched.fileno()) for watched, _ in pairs[:2]]
+
+    def call(number: int, other: int) -> None:
+        calls.append("first")
+        waiter.unwatch(other)
+        os.dup2(pairs[2][0].fileno(), other)
+        waiter.watch(other, partial(calls.append, "another"))
+
+    for number, other in (numbers, reversed(numbers)):
+        pairs[numbers.index(number)][1].send(b"x")
+        waiter.watch(number, partial(call, number, other))
+    waiter.turn(DEADLINE)
+    for number in numbers:
+        waiter.unwatch(number)
+        os.close(number)
+
+    assert ["first"] == calls
+
+
 def test_a_wake_up_ends_the_next_wait_and_only_that(waiter: Waiter) -> None:
     """It is not lost when nobody waits yet, and used up by the turn it ends, however often it was asked for."""
     waiter.wake()
@@ -137,6 +161,18 @@ def test_another_thread_wakes_the_one_that_waits(waiter: Waiter) -> None:
     timer.join()
 
     assert 0.04 < time.monotonic() - before < DEADLINE
+
+
+def test_a_signal_wakes_by_the_descriptor_that_its_c_handler_writes_to(waiter: Waiter) -> None:
+    """Also when it came before the wait, whatever its Python handler does."""
+    handler = signal.signal(signal.SIGALRM, lambda *_: None)
+    before = signal.set_wakeup_fd(waiter.wakeup_fd)
+    try:
+        signal.raise_signal(signal.SIGALRM)
+        waiter.turn()
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def test_a_signal_handler_wakes_the_thread_that_it_interrupts(waiter: Waiter) -> None:

@@ -1,0 +1,34 @@
+"""Which exceptions end the loop, and which end one session."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from stdserve.interrupts import StopNow, breaks_off
+
+
+def test_a_second_signal_gets_out_and_a_handlers_exit_does_not() -> None:
+    """Whatever the signal handlers are."""
+    assert breaks_off(StopNow())
+    assert not breaks_off(SystemExit())
+    assert not breaks_off(ValueError())
+
+
+def test_ctrl_c_is_pythons_own_in_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere a KeyboardInterrupt is a handler's affair."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert breaks_off(KeyboardInterrupt())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        assert not breaks_off(KeyboardInterrupt())
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        told: list[bool] = []
+        thread = threading.Thread(target=lambda: told.append(breaks_off(KeyboardInterrupt())))
+        thread.start()
+        thread.join()
+        assert [False] == told
+    finally:
+        signal.signal(signal.SIGINT, before)
