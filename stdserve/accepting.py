@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -80,9 +81,11 @@ class AcceptLoop:
 
     def shut(self) -> None:
         """Look at the listeners no more, until the next turn that has room."""
-        for listener in self._open:
-            self.waiter.unwatch(listener)
-        self._open = ()
+        opened, self._open = self._open, ()
+        for listener in opened:
+            # One that was closed under the loop is not there any more.
+            with suppress(KeyError, ValueError):
+                self.waiter.unwatch(listener)
 
     def _accept_from(self, listener: socket.socket) -> None:
         if self._rests():
