@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "add_flags", "flag_of", "option_fields", "parse_duration", "parse_options"]
 
+#: The longest of all durations, 23 days: poll(2) counts its milliseconds in an int.
+LONGEST_SECONDS = 2_000_000
+
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -230,10 +233,11 @@ def _check(option: Field[Any], value: Any) -> None:
             most = f" and at most {rules['most']}" if "most" in rules else ""
             raise ConfigError(f"{flag} must be at least {rules['least']}{most}, not {value}")
     if "above" in rules:
-        if not (isinstance(value, int | float) and isfinite(value)):
+        if not isinstance(value, int | float) or value != value:  # a NaN
             raise ConfigError(f"{flag} must be a number of seconds, not {value!r}")
-        if value <= rules["above"]:
-            raise ConfigError(f"{flag} must be above {rules['above']}, not {value}")
+        if not rules["above"] < value <= LONGEST_SECONDS:
+            limit = f"above {rules['above']}" if value <= rules["above"] else f"at most {LONGEST_SECONDS} seconds"
+            raise ConfigError(f"{flag} must be {limit}, not {value}")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -433,7 +434,8 @@ def test_closed_standard_output_is_told_when_it_is_needed() -> None:
 def test_ctrl_c_ends_a_plain_serve_forever_in_the_main_thread() -> None:
     """Also while mode single is inside a session; where Python's own SIGINT handler is in place."""
     code = (
-        "import stdserve, sys\n"
+        "import signal, stdserve, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where a shell started us with &
         "class Says(stdserve.LineHandler):\n"
         "    def connection_made(self):\n"
         "        print('made', file=sys.stderr, flush=True)\n"
@@ -512,8 +514,10 @@ def test_a_shutdown_request_that_never_calls_ours_keeps_no_session(server_class:
         eventually(lambda: not server.sessions)
 
 
-def test_ctrl_c_in_a_hook_gets_out_of_the_loop() -> None:
+def test_ctrl_c_in_a_hook_gets_out_of_the_loop(request: pytest.FixtureRequest) -> None:
     """In the main thread, with Python's own SIGINT handler; a handler's own exception does not."""
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     class Interrupted(SingleServer):
         def handle_error(self, request: Any, client_address: Any) -> None:

@@ -199,7 +199,6 @@ def test_a_duration_beyond_all_measure_is_a_config_error() -> None:
 
 
 @pytest.mark.parametrize("seconds", [2 * threading.TIMEOUT_MAX, 10**400], ids=["584 years", "no float"])
-@pytest.mark.xfail(strict=True, reason="DEFECT: a finite duration may be longer than any lock or socket can wait")
 def test_a_duration_that_nothing_can_wait_for_is_a_config_error(seconds: float) -> None:
     """Else it is an OverflowError when the server stops: the system counts nanoseconds in 64 bits."""
     with pytest.raises(ConfigError):
