@@ -559,3 +559,26 @@ def test_a_childs_session_that_lasts_too_long_is_cut() -> None:
     with ServerProcess("--mode", "fork", "--session-timeout", "300ms") as server:
         assert b"" == exchange(server.address, b"one\n", half_close=False)
         server.wait_for_log("close .* reason=session_timeout lines=1 ")
+
+
+@both
+@pytest.mark.parametrize("inside", [False, True])
+def test_closing_a_server_that_serves_stops_it_first(server_class: type[ServerMixin], inside: bool) -> None:
+    """From another thread, which waits, and from a handler, which gets its reply out."""
+
+    class Closes(LineHandler):
+        def line_received(self, line: str) -> str:
+            if inside:
+                self.server.server_close()
+            return line
+
+    server = server_class(LOCAL, Closes)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    assert b"one\n" == exchange(server.server_address, b"one")
+    if not inside:
+        server.server_close()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    assert -1 == server.socket.fileno()
+    server.server_close()
