@@ -21,7 +21,7 @@ from typing import IO, Any
 import pytest
 
 #: Seconds after which a wait has failed; generous, for a machine that does other things too.
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 def eventually(condition: Callable[[], object], what: str = "", deadline: float = DEADLINE) -> None:
