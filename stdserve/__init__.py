@@ -15,13 +15,19 @@ Names are imported from their modules when they are first used, so that ``python
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .version import __version__ as __version__
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .client import Client
-    from .errors import ConfigError, ConnectError, OutputError, SendError, StartError, StdserveError
+    from .errors import (
+        ConfigError,
+        ConnectError,
+        OutputError,
+        SendError,
+        StartError,
+        StdserveError,
+    )
     from .factory import MODES, create_server, register_mode
     from .handlers import ChunkHandler, EchoHandler, LineHandler, PrintHandler
     from .mixin import ServerMixin

@@ -10,12 +10,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from .addresses import format_peer
 from .options import Options
 from .sessions import half_close
 from .waiting import Waiter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Admission"]
 

@@ -6,9 +6,12 @@ Pure text: nothing here resolves a name or opens a socket.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from .errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["DEFAULT_PORT", "LOOPBACK", "Address", "format_peer", "parse_address", "parse_port"]
 
@@ -69,7 +72,10 @@ def parse_address(text: str, default_port: int = DEFAULT_PORT) -> Address:
 
 def _is_host(host: str, bracketed: bool) -> bool:
     if bracketed or ":" in host:
-        from ipaddress import AddressValueError, IPv6Address  # here, for few starts need it
+        from ipaddress import (  # here, for few starts need it
+            AddressValueError,
+            IPv6Address,
+        )
 
         try:
             IPv6Address(host)

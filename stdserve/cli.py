@@ -9,13 +9,16 @@ import argparse
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
 
 from . import runner
 from .errors import ConfigError, StartError, StdserveError
 from .options import Options, add_flags, parse_options
 from .terminal import fill_descriptors, say, settle
 from .version import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 __all__ = ["main"]
 

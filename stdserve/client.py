@@ -18,11 +18,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
 
 from .addresses import Address, parse_address, parse_port
 from .errors import ConfigError, ConnectError, ConnectTimeout, OutputError, SendError, SendTimeout, StdserveError
 from .terminal import say, settle
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 __all__ = ["Client", "Input", "Progress", "Transfer", "main"]
 
@@ -342,7 +345,7 @@ def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
     """Read the command line into the arguments of :func:`_run`; raise ConfigError for one that is wrong."""
     import argparse  # only the command line needs these
 
-    from .options import parse_duration
+    from .flags import parse_duration
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:

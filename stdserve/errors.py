@@ -8,6 +8,7 @@ type                    whose fault                                 exit code
 ``ConfigError``         the caller's: a wrong option or handler     2
 ``StartError``          the surroundings': the server cannot start  3
 ``OutputError``         the output's: it is full or was closed      1
+``PeerError``           a client's: its session ends, no other      -
 ``SendError`` and kin   the network's, seen by the client           1
 ======================  ==========================================  =========
 """
@@ -19,6 +20,7 @@ __all__ = [
     "ConnectError",
     "ConnectTimeout",
     "OutputError",
+    "PeerError",
     "SendError",
     "SendTimeout",
     "StartError",
@@ -40,6 +42,17 @@ class StartError(StdserveError):
 
 class OutputError(StdserveError):
     """The output takes no more: its reader has gone, its disk is full. The server stops on it."""
+
+
+class PeerError(StdserveError):
+    """A peer broke the rules: its session ends with one line in the log, no other notices.
+
+    ``reason`` is the word for it in logs and counters.
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class ConnectError(StdserveError):

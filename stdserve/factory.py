@@ -8,7 +8,6 @@ import socket
 import socketserver
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from . import servers
 from .errors import ConfigError
@@ -18,6 +17,10 @@ from .mixin import ServerMixin
 from .options import Options
 from .servers import SingleServer, ThreadServer
 from .sink import Sink
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["MODES", "Handler", "create_server", "load_handler", "register_mode", "server_class"]
 

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 import socketserver
 from functools import cache
-from typing import Any
 
 from .browser import is_request, page_for
 from .options import Options
-from .protocol import EXIT_PAUSE, FRAMINGS, Chunk, ChunkProtocol, EndReason, Event, LineProtocol, Lines, SessionEnd
+from .protocol import (
+    EXIT_PAUSE,
+    FRAMINGS,
+    Chunk,
+    ChunkProtocol,
+    EndReason,
+    Event,
+    LineProtocol,
+    Lines,
+    SessionEnd,
+)
 from .sessions import Session
 from .sink import Sink, open_sink
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"]
 

@@ -6,10 +6,13 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
-from typing import Any
 
 from .addresses import Address
 from .errors import StartError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "BACKLOG",

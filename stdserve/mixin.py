@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
 
 from .accepting import AcceptLoop
 from .access import Admission
@@ -28,6 +27,10 @@ from .protocol import EndReason
 from .sessions import Session, half_close, linger
 from .sink import Sink, open_sink
 from .streams import LineTooLong, SessionSocket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["ServerMixin"]
 

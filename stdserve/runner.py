@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
-from typing import Any
 
 from .addresses import format_peer
 from .children import fork_child, ignore_signal
@@ -23,6 +22,10 @@ from .listeners import BACKLOG, close_listeners, effective_backlog, open_listene
 from .mixin import ServerMixin
 from .options import Options
 from .sink import Sink, open_sink
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Serving", "serve", "serving"]
 
@@ -185,7 +188,9 @@ def _run_alone(
 def _run_workers(
     ready: Callable[[], None], handler: Handler, options: Options, listeners: Sequence[socket.socket], sink: Sink
 ) -> None:
-    from .supervisor import Supervisor  # here, for the sake of a quick start without workers
+    from .supervisor import (
+        Supervisor,  # here, for the sake of a quick start without workers
+    )
 
     supervisor = Supervisor(
         # A worker leaves SIGINT alone: Ctrl-C reaches it too, and would be the first of two signals to stop.

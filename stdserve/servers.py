@@ -12,7 +12,6 @@ import socketserver
 import threading
 import time
 from functools import partial
-from typing import Any
 
 from .children import POLL_SECONDS, Child, fork_child, ignore_signal
 from .listeners import close_listeners
@@ -20,6 +19,10 @@ from .mixin import ServerMixin
 from .protocol import EndReason
 from .sessions import Session
 from .threads import SessionThreads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["SingleServer", "ThreadServer"]
 

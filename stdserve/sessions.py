@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import Any
 
 from .addresses import format_peer
 from .protocol import EndReason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["LINGER_BYTES", "Session", "half_close", "linger"]
 

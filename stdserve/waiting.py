@@ -5,7 +5,10 @@ from __future__ import annotations
 import selectors
 import socket
 from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Waiter"]
 

@@ -26,7 +26,7 @@ FLOORS = {
     for floor, names in enumerate(
         [
             "errors escaping browser version",
-            "protocol proxy addresses systemd logs terminal waiting interrupts",
+            "protocol proxy networks addresses systemd flags logs terminal waiting interrupts",
             "options listeners tls metrics sink sessions streams threads children accepting",
             "handlers access supervisor status client",
             "mixin",
@@ -48,6 +48,7 @@ UNTESTED = {
     "__init__": "only re-exports; the public names are checked here",
     "__main__": "three lines, run by every test that starts the server as a process",
     "errors": "types without behaviour, raised and caught in the tests of every other room",
+    "flags": "the machinery of options, tested with them",
     "version": "one constant; that it is the built one is a test of the packaging",
 }
 

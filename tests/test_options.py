@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from stdserve.addresses import Address
 from stdserve.errors import ConfigError
-from stdserve.options import Options, add_flags, option_fields, parse_duration, parse_options
+from stdserve.flags import parse_duration
+from stdserve.options import Options, add_flags, option_fields, parse_options
 
 #: A value other than the default for each option: as words of a command line, and as it is then.
 SETTINGS: dict[str, tuple[list[str], Any]] = {
