@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from .mixin import ServerMixin
     from .options import Options
     from .protocol import EndReason
-    from .runner import serve, serving
+    from .runner import serve
     from .servers import ForkServer, SingleServer, ThreadServer
+    from .testing import serving
 
 __all__ = [
     "MODES",
@@ -69,8 +70,9 @@ _HOMES = {
     "mixin": ("ServerMixin",),
     "options": ("Options",),
     "protocol": ("EndReason",),
-    "runner": ("serve", "serving"),
+    "runner": ("serve",),
     "servers": ("ForkServer", "SingleServer", "ThreadServer"),
+    "testing": ("serving",),
 }
 
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import socket
-import socketserver
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 from . import servers
 from .errors import ConfigError
 from .handlers import PrintHandler
 from .listeners import close_listeners, open_listeners
 from .mixin import ServerMixin
-from .options import Options
+from .options import Options, make_options
 from .servers import SingleServer, ThreadServer
 from .sink import Sink
+from .targets import Handler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["MODES", "Handler", "create_server", "load_handler", "register_mode", "server_class"]
-
-#: What makes a handler: a request handler class, or anything that is called like one.
-Handler = Callable[..., socketserver.BaseRequestHandler]
+__all__ = ["MODES", "create_server", "register_mode", "server_class"]
 
 #: The concurrency modes by the word that chooses them.
 MODES: dict[str, type[ServerMixin]] = {"single": SingleServer, "thread": ThreadServer}
@@ -46,26 +40,6 @@ def server_class(mode: str) -> type[ServerMixin]:
         return MODES[mode]
     except KeyError:
         raise ConfigError(f"--mode must be one of {', '.join(MODES)}, not {mode!r}") from None
-
-
-def load_handler(target: str) -> Handler:
-    """Import ``module:Class``; raise ConfigError that says which part is wrong.
-
-    What the module raises while it is imported counts as its fault, named in the error.
-    """
-    module_name, colon, name = target.partition(":")
-    if not (module_name and colon and name):
-        raise ConfigError(f"--handler must be module:Class, not {target!r}")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigError(f"--handler {target}: cannot import {module_name!r}: {error!r}") from error
-    handler = getattr(module, name, None)
-    if handler is None:
-        raise ConfigError(f"--handler {target}: module {module_name!r} has no {name!r}")
-    if not (inspect.isclass(handler) and issubclass(handler, socketserver.BaseRequestHandler)):
-        raise ConfigError(f"--handler {target}: {name} is not a subclass of socketserver.BaseRequestHandler")
-    return handler
 
 
 def create_server(
@@ -93,11 +67,3 @@ def create_server(
     except BaseException:
         close_listeners(opened)
         raise
-
-
-def make_options(options: Options | None, settings: dict[str, Any]) -> Options:
-    """Return ``options`` (default: all defaults) with ``settings`` changed; ConfigError names an unknown one."""
-    try:
-        return replace(options or Options(), **settings)
-    except TypeError as error:
-        raise ConfigError(str(error)) from None

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["StopNow", "breaks_off"]
+__all__ = ["STOP_SIGNALS", "StopNow", "breaks_off", "hold_stops", "let_stops"]
+
+#: The signals that stop a server.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopNow(KeyboardInterrupt):
@@ -22,3 +27,22 @@ def breaks_off(error: BaseException) -> bool:
         and threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
+
+
+@contextmanager
+def hold_stops() -> Iterator[None]:
+    """Keep the STOP_SIGNALS waiting, until ``let_stops`` says that there is someone to handle them, or the block ends."""
+    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows delivers Ctrl-C at once
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_stops() -> None:
+    """Let the STOP_SIGNALS come, also where the caller was started with them blocked."""
+    if hasattr(signal, "pthread_sigmask"):  # pragma: no branch - Windows blocks none
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

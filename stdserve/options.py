@@ -5,6 +5,7 @@ The command line's flags and ``--help`` are made from :class:`Options`; nothing 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, fields, replace
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
-__all__ = ["Options", "add_flags", "option_fields", "parse_options"]
+__all__ = ["BUILT_IN_MODES", "Options", "add_flags", "make_options", "option_fields", "parse_options"]
+
+#: The modes that need not be registered; ``factory.MODES`` has their classes.
+BUILT_IN_MODES = ("single", "thread", "fork") if hasattr(os, "fork") else ("single", "thread")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,3 +196,11 @@ def parse_options(texts: Mapping[str, Any]) -> Options:
     """Make Options from texts by option name, as a command line gives them; ConfigError names the flag at fault."""
     given = (field for field in option_fields() if field.name in texts)
     return Options(**{field.name: parse_text(field, texts[field.name]) for field in given})
+
+
+def make_options(options: Options | None, settings: dict[str, Any]) -> Options:
+    """Return ``options`` (default: all defaults) with ``settings`` changed; ConfigError names an unknown one."""
+    try:
+        return replace(options or Options(), **settings)
+    except TypeError as error:
+        raise ConfigError(str(error)) from None

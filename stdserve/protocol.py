@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from .escaping import decode
+from .escaping import decode, escape
 
 __all__ = [
     "EXIT_PAUSE",
@@ -72,6 +72,10 @@ class Lines:
     def __len__(self) -> int:
         return self.data.count(b"\n")
 
+    def visible(self) -> bytes:
+        """Return the lines with control characters and undecodable bytes made visible."""
+        return escape(self.data)
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -84,6 +88,10 @@ class Chunk:
 
     def __len__(self) -> int:
         return 1
+
+    def visible(self) -> bytes:
+        """Return the message with control characters made visible, but for line ends: those may be telnet's, CRLF."""
+        return b"\r\n".join(map(escape, self.data.split(b"\r\n")))
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,15 @@ import sys
 import threading
 
 from .errors import OutputError, StartError
-from .escaping import escape
-from .protocol import Chunk, Lines
 
 try:
     import fcntl
 except ImportError:  # pragma: no cover - Windows has no fork, and so no other process to exclude
     fcntl = None  # type: ignore[assignment]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .protocol import Chunk, Lines
 
 __all__ = ["Sink", "open_sink"]
 
@@ -140,20 +142,13 @@ def _open_lock() -> int:
         return os.dup(file.fileno())
 
 
-def _shown(event: Lines | Chunk) -> bytes:
-    if isinstance(event, Lines):
-        return escape(event.data)
-    # A message came as it came, so its line ends may be those of telnet; ChunkProtocol never splits a CRLF.
-    return b"\r\n".join(map(escape, event.data.split(b"\r\n")))
-
-
 def _as_text(event: Lines | Chunk, peer: str, raw: bool) -> bytes:
-    return event.data if raw else _shown(event)
+    return event.data if raw else event.visible()
 
 
 def _as_peer(event: Lines | Chunk, peer: str, raw: bool) -> bytes:
     prefix = peer.encode() + b" "
-    lines = (event.data if raw else _shown(event)).removesuffix(b"\n")
+    lines = (event.data if raw else event.visible()).removesuffix(b"\n")
     return prefix + lines.replace(b"\n", b"\n" + prefix) + b"\n"
 
 

@@ -26,13 +26,14 @@ FLOORS = {
     for floor, names in enumerate(
         [
             "errors escaping browser version",
-            "protocol proxy networks addresses systemd flags logs terminal waiting interrupts",
+            "protocol proxy networks addresses systemd flags logs terminal waiting interrupts targets",
             "options listeners tls metrics sink sessions streams threads children accepting",
             "handlers access supervisor status client",
             "mixin",
             "servers",
             "factory",
-            "runner bench",
+            "running",
+            "runner testing bench",
             "cli",
             "__init__ __main__",
         ]
@@ -228,7 +229,7 @@ LONG_FUNCTION = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
     ("checker", "name", "source", "complaint"),
     [
         (check_place, "attic", "", "attic is on no floor"),
-        (check_floors, "errors", "from .cli import main", "errors (floor 0):1 imports cli (floor 8)"),
+        (check_floors, "errors", "from .cli import main", "errors (floor 0):1 imports cli (floor 9)"),
         (check_floors, "handlers", "from .access import A", "handlers (floor 3):1 imports access (floor 3)"),
         (check_floors, "sink", "def f():\n    from .cli import main", "sink (floor 2):2 imports cli"),
         (check_floors, "sink", "import stdserve.cli", "sink (floor 2):1 imports cli"),

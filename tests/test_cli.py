@@ -237,13 +237,18 @@ def test_closed_output_and_error_are_told_by_the_exit_code() -> None:
 
 def test_starting_imports_nothing_that_waits_for_its_use() -> None:
     """Until it listens it needs no more time than http.server, which imports all of email."""
-    code = "import sys; before = set(sys.modules); import stdserve.cli; print(*set(sys.modules) - before)"
+    code = (
+        "import os, sys; before = set(sys.modules); import stdserve.cli, stdserve.runner\n"
+        "def ready(addresses): print(*set(sys.modules) - before); os.kill(os.getpid(), 15)\n"
+        "stdserve.runner.serve(port=0, ready=ready)\n"
+    )
     # Measuring the coverage of the process would bring modules of its own.
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     command = [sys.executable, "-c", code]
     modules = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=DEADLINE).stdout
     assert "stdserve.runner" in modules
-    unneeded = {"asyncio", "email", "http", "json", "ssl", "stdserve.client", "datetime", "stdserve.supervisor"}
+    unneeded = set("asyncio datetime email http ipaddress json queue socketserver ssl typing".split())
+    unneeded |= {f"stdserve.{room}" for room in ("client", "handlers", "protocol", "servers", "supervisor")}
     assert set() == unneeded & set(modules.split())
 
 

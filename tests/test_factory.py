@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
 from processes import exchange
@@ -24,7 +22,6 @@ from stdserve import (
     create_server,
     register_mode,
 )
-from stdserve.factory import load_handler
 
 
 @pytest.mark.parametrize(
@@ -99,18 +96,3 @@ def test_an_address_that_cannot_be_had_is_a_start_error() -> None:
     """With the address in it."""
     with pytest.raises(StartError, match=re.escape("192.0.2.1:0")):
         create_server(bind="192.0.2.1:0")
-
-
-def test_handlers_load_by_name() -> None:
-    """module:Class."""
-    assert load_handler("stdserve:EchoHandler") is EchoHandler
-
-
-def test_a_module_that_fails_while_it_is_imported_is_named_with_its_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What it raised is the reason."""
-    (tmp_path / "broken_module.py").write_text("1 / 0\n")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with pytest.raises(ConfigError, match="cannot import 'broken_module': ZeroDivisionError"):
-        load_handler("broken_module:Handler")

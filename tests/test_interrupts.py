@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from stdserve.interrupts import StopNow, breaks_off
+from stdserve.interrupts import STOP_SIGNALS, StopNow, breaks_off, hold_stops, let_stops
 
 
 def test_a_second_signal_gets_out_and_a_handlers_exit_does_not() -> None:
@@ -32,3 +32,16 @@ def test_ctrl_c_is_pythons_own_in_the_main_thread(monkeypatch: pytest.MonkeyPatc
         assert [False] == told
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_stops_are_held_until_someone_can_take_them() -> None:
+    """And the mask of before comes back."""
+
+    def held() -> bool:
+        return set(STOP_SIGNALS) <= signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    with hold_stops():
+        assert held()
+        let_stops()
+        assert not held()
+    assert not held()

@@ -1,129 +1,13 @@
-"""serve() for programs, serving() for tests."""
+"""serve(), for programs."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import pytest
-from processes import DEADLINE, ServerProcess, connect, exchange, read_all
-
-from stdserve import ConfigError, LineHandler, Options, OutputError, StartError, StdserveError, serving
-
-
-class Upper(LineHandler):
-    """The README's handler."""
-
-    def line_received(self, line: str) -> str:
-        return line.upper()
-
-
-@pytest.mark.parametrize("settings", [{"mode": "single"}, {}, {"mode": "thread"}], ids=str)
-def test_serving_runs_beside_the_test_and_gives_the_address(settings: dict[str, Any]) -> None:
-    """Bound already; after the block nobody listens there."""
-    with serving(Upper, **settings) as server:
-        assert b"ONE\n" == exchange(server.address, b"one")
-        assert [server.address] == server.addresses
-        assert server.server is not None
-        listener = server.server.socket
-    assert -1 == listener.fileno()
-
-
-@pytest.mark.parametrize("settings", ["mode='fork'", "workers=2", "mode='fork', workers=2"])
-def test_serving_forks_a_process_for_what_forks(settings: str) -> None:
-    """From a process without threads, as pytest is not when other tests have run."""
-    code = (
-        "import socket\n"
-        "from stdserve import LineHandler, serving\n"
-        "class Upper(LineHandler):\n"
-        "    def line_received(self, line):\n"
-        "        return line.upper()\n"
-        f"with serving(Upper, {settings}) as server:\n"
-        "    assert server.server is None\n"
-        "    with socket.create_connection(server.address) as client:\n"
-        "        client.sendall(b'one\\n')\n"
-        "        assert client.recv(100) == b'ONE\\n'\n"
-        "import os\n"
-        "try:\n"
-        "    os.waitpid(-1, os.WNOHANG)\n"
-        "except ChildProcessError:\n"
-        "    print('nobody left')\n"
-    )
-    command = [sys.executable, "-W", "error", "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
-    assert "nobody left\n" == result.stdout
-    assert "Error" not in result.stderr
-
-
-def test_serving_prints_where_it_is_told(tmp_path: Path) -> None:
-    """A handler by its name, and options as a whole."""
-    path = tmp_path / "out"
-    options = Options(output=str(path), bind=("127.0.0.1:0",), handler="stdserve:EchoHandler")
-    with serving(options=options) as server:
-        assert b"one\n" == exchange(server.address, b"one\n")
-    assert b"one\n" == path.read_bytes()
-
-
-def test_serving_raises_what_ended_the_server() -> None:
-    """A full disk, say."""
-    full = pytest.raises(OutputError, match="No space left")
-    with full, serving(output="/dev/full") as server, connect(server.address) as client:
-        client.sendall(b"one\n")
-        assert b"" == read_all(client)
-
-
-def test_serving_raises_what_ended_the_output_in_the_servers_process() -> None:
-    """The sink is shared; the parent learns of it."""
-    code = (
-        "import socket\n"
-        "from stdserve import OutputError, serving\n"
-        "try:\n"
-        "    with serving(output='/dev/full', mode='fork') as server:\n"
-        "        with socket.create_connection(server.address) as client:\n"
-        "            client.sendall(b'one\\n')\n"
-        "            client.recv(1)\n"
-        "except OutputError as error:\n"
-        "    print(error)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
-    assert "cannot write to /dev/full: No space left on device\n" == result.stdout
-
-
-@pytest.mark.parametrize(
-    ("signum", "status"),
-    [(signal.SIGKILL, -9), (signal.SIGSTOP, -9)],
-    ids=["killed", "stopped"],
-)
-def test_a_servers_process_that_ends_badly_is_told(signum: int, status: int) -> None:
-    """Killed by someone, or so stuck that it had to be."""
-    code = (
-        "import os, socket, stdserve\n"
-        "class Ends(stdserve.LineHandler):\n"
-        "    def connection_made(self):\n"
-        f"        os.kill(os.getppid(), {int(signum)})\n"
-        "try:\n"
-        "    with stdserve.serving(Ends, 'fork', graceful_timeout=0.1) as server:\n"
-        "        with socket.create_connection(server.address) as client:\n"
-        "            client.sendall(b'exit\\n')\n"
-        "            client.recv(1)\n"
-        "except stdserve.StdserveError as error:\n"
-        "    print(error)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
-    assert f"the server's process ended with status {status}\n" == result.stdout
-
-
-def test_wrong_settings_are_told_before_anything_is_opened() -> None:
-    """By both."""
-    with pytest.raises(ConfigError), serving(mode="none"):
-        pass
-    with pytest.raises(StartError), serving(bind="192.0.2.1:0"):
-        pass
-    assert issubclass(StartError, StdserveError)
+from processes import DEADLINE, ServerProcess, exchange
 
 
 def test_serve_takes_a_class_and_settings(tmp_path: Path) -> None:
@@ -143,66 +27,32 @@ def test_serve_takes_a_class_and_settings(tmp_path: Path) -> None:
         assert [] == server.log
 
 
-def test_serve_puts_the_callers_signal_handlers_back() -> None:
-    """Also after the second signal, and the alarm of the deadline is off."""
+def test_a_stop_that_comes_while_the_server_starts_is_not_lost() -> None:
+    """It listens, and says so, before it can serve; nor does the stop end it with the signal's own status."""
     code = (
-        "import signal, stdserve, sys\n"
-        "def mine(*_): print('mine', flush=True)\n"
-        "for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):\n"
-        "    signal.signal(signum, mine)\n"
-        "stdserve.serve(port=0, ready=lambda a: signal.raise_signal(signal.SIGTERM))\n"
-        "assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)\n"
-        "for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):\n"
-        "    signal.raise_signal(signum)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
-    assert ("mine\n" * 3, "") == (result.stdout, result.stderr)
-
-
-@pytest.mark.parametrize("mode", ["single", "thread"])
-def test_a_second_signal_while_the_server_ends_is_no_traceback(mode: str) -> None:
-    """It came when there was nothing left to cut."""
-    code = (
-        "import signal, stdserve\n"
-        "def twice(addresses):\n"
-        "    signal.raise_signal(signal.SIGTERM)\n"
-        "    signal.raise_signal(signal.SIGTERM)\n"
-        f"stdserve.serve(port=0, mode='{mode}', ready=twice)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
-    assert (0, "", "") == (result.returncode, result.stdout, result.stderr)
-
-
-def test_a_session_that_holds_the_main_thread_is_broken_off_at_the_deadline(tmp_path: Path) -> None:
-    """Mode single, a handler that takes no notice, one signal."""
-    (tmp_path / "mine.py").write_text(
-        "import stdserve, threading\n"
-        "class Stuck(stdserve.LineHandler):\n"
-        "    def line_received(self, line):\n"
-        "        self.wfile.write(b'stuck'); self.wfile.flush()\n"
-        "        threading.Event().wait()\n"
-    )
-    words = ["--mode", "single", "--handler", "mine:Stuck", "--graceful-timeout", "100ms"]
-    with ServerProcess(*words, cwd=tmp_path) as server, connect(server.address) as client:
-        client.sendall(b"one\n")
-        assert b"stuck" == client.recv(5)
-        assert 0 == server.stop()
-        assert b"" == read_all(client)
-        assert not [line for line in server.log if "Traceback" in line]
-
-
-def test_an_idle_client_does_not_hold_up_the_end_of_the_process() -> None:
-    """os.kill to oneself from a thread, the way some programs stop."""
-    code = (
-        "import os, signal, socket, stdserve, threading\n"
+        "import os, signal, stdserve, sys\n"
+        "stopped = []\n"
         "def stop(addresses):\n"
-        "    host, port = addresses[0].split(':')\n"
-        "    global idle\n"
-        "    idle = socket.create_connection((host, int(port)))\n"
-        "    threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGTERM)).start()\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    stopped.append('stdserve.servers' in sys.modules)\n"
         "stdserve.serve(port=0, ready=stop)\n"
-        "idle.close()\n"
+        "assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])\n"
+        "print(stopped)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
-    assert (0, "") == (result.returncode, result.stderr)
-    assert os.name == "posix"
+    assert (0, "[False]\n", "") == (result.returncode, result.stdout, result.stderr)
+
+
+def test_a_mode_of_ones_own_is_known_to_serve() -> None:
+    """Registered before; an unknown one is told before anything listens."""
+    code = (
+        "import os, signal, stdserve\n"
+        "stdserve.register_mode('mine', stdserve.ThreadServer)\n"
+        "stdserve.serve(port=0, mode='mine', ready=lambda a: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "try:\n"
+        "    stdserve.serve(port=0, mode='other', ready=print)\n"
+        "except stdserve.ConfigError as error:\n"
+        "    print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
+    assert ("--mode must be one of single, thread, fork, mine, not 'other'\n", "") == (result.stdout, result.stderr)

@@ -1,0 +1,167 @@
+"""Running a server in this process or in workers, until a signal: its handlers, its deadline, its status.
+
+For ``runner`` and ``testing``, which open the listeners and the sink.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+
+from .errors import OutputError, StartError, StdserveError
+from .factory import create_server
+from .handlers import PrintHandler
+from .interrupts import STOP_SIGNALS, StopNow, let_stops
+from .listeners import close_listeners
+from .mixin import ServerMixin
+from .options import Options
+from .sink import Sink
+from .targets import Handler
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["GRACE", "run_alone", "run_workers", "status_of"]
+
+_log = logging.getLogger("stdserve")
+
+#: Statuses of a worker: stopped as asked, its output takes no more, it cannot start.
+_STOPPED, _FAILED, _UNSTARTED = 0, 1, 3
+
+#: Seconds that a thread which computes keeps the interpreter from the others, a tenth of Python's own figure: with 64
+#: of them busy, a session that waits for its turn a dozen times is answered in a fraction of a second, not in five.
+SWITCH_SECONDS = 0.0005
+
+#: Seconds on top of the graceful timeout before a stop that its own loop cannot enforce is broken off.
+GRACE = 2.0
+
+
+def run_alone(
+    handler: Handler | None,
+    options: Options,
+    listeners: Sequence[socket.socket],
+    sink: Sink,
+    stop_signals: Sequence[int] = STOP_SIGNALS,
+) -> None:
+    """Serve in this process until one of ``stop_signals``; raise OutputError when the output takes no more."""
+    server = create_server(handler or PrintHandler, options=options, listeners=listeners, sink=sink)
+    server.close_on_stop = True
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        with _signals_stop(server, stop_signals):
+            server.serve_forever()
+    finally:
+        sys.setswitchinterval(before)
+        server.server_close()
+
+
+def run_workers(
+    ready: Callable[[], None],
+    handler: Handler | None,
+    options: Options,
+    listeners: Sequence[socket.socket],
+    sink: Sink,
+) -> None:
+    """Serve in ``options.workers`` processes, call ``ready()`` once they are started; raise OutputError or StartError."""
+    from .supervisor import (
+        Supervisor,  # here, for the sake of a quick start without workers
+    )
+
+    supervisor = Supervisor(
+        # A worker leaves SIGINT alone: Ctrl-C reaches it too, and would be the first of two signals to stop.
+        partial(status_of, run_alone, handler, options, listeners, sink, (signal.SIGTERM,)),
+        options.workers,
+        fatal=(_FAILED, _UNSTARTED),
+        patience=options.graceful_timeout + GRACE,
+        stopping=partial(close_listeners, listeners),
+    )
+    status = supervisor.run(ready)
+    if error := sink.error:
+        raise error
+    if status:
+        raise StartError("a worker could not start")
+
+
+def status_of(run: Callable[..., None], *arguments: Any) -> int:
+    """Run a server in a process of its own and return the status it ends with."""
+    try:
+        run(*arguments)
+    except OutputError:
+        return _FAILED  # the sink, which the processes share, tells the parent why
+    except StdserveError as error:
+        _log.error("error %s", error)
+        return _UNSTARTED
+    return _STOPPED
+
+
+@contextmanager
+def _signals_stop(server: ServerMixin, stop_signals: Sequence[int]) -> Iterator[None]:
+    """Let signals stop ``server``: the first asks, the second and the alarm after the deadline insist."""
+    asked = False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise StopNow
+        asked = True
+        server.request_stop()
+        # A handler that keeps the main thread (mode single) keeps the accept loop from seeing the deadline.
+        if hasattr(signal, "setitimer"):  # pragma: no branch - Windows has no alarm
+            before[signal.SIGALRM] = signal.signal(signal.SIGALRM, stop)
+            signal.setitimer(signal.ITIMER_REAL, server.options.graceful_timeout + GRACE)
+
+    before = {number: signal.signal(number, stop) for number in stop_signals}
+    try:
+        with _signals_wake(server, stop_signals):
+            let_stops()
+            yield
+    except StopNow:
+        pass  # it came when the server had stopped already
+    finally:
+        if asked and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _signals_wake(server: ServerMixin, stop_signals: Sequence[int]) -> Iterator[None]:
+    """Let no signal be slept through: one that comes just before a wait is otherwise noticed after it only.
+
+    The accept loop has a descriptor for that. Where sessions keep the main thread, another thread listens in its
+    place and ends their input, so that the main thread gets to run the signal's handler.
+    """
+    if not server.inline:
+        before = signal.set_wakeup_fd(server.wakeup_fd, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def listen() -> None:
+        while came := reader.recv(1):
+            if came[0] in stop_signals:
+                server.request_stop()
+
+    listener = threading.Thread(target=listen, name="stdserve signals", daemon=True)
+    with reader:
+        listener.start()
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            writer.close()
+            listener.join()

@@ -1,0 +1,121 @@
+"""A running server for the length of a test: :func:`serving`."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from .children import fork_child, ignore_signal
+from .errors import OutputError, StdserveError
+from .factory import create_server, server_class
+from .listeners import close_listeners, open_listeners
+from .mixin import ServerMixin
+from .options import Options, make_options
+from .running import GRACE, run_alone, run_workers, status_of
+from .sink import Sink, open_sink
+from .targets import Handler, load_handler
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Serving", "serving"]
+
+
+class Serving:
+    """A server that runs beside the test that wants it.
+
+    ``addresses`` are its (host, port) pairs, ``address`` the first; ``server`` is the server object where it runs in
+    this process, None where it runs in its own (mode fork, or workers).
+    """
+
+    def __init__(self, listeners: Sequence[socket.socket], server: ServerMixin | None) -> None:
+        self.addresses: list[tuple[str, int]] = [listener.getsockname()[:2] for listener in listeners]
+        self.server = server
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The (host, port) to connect to."""
+        return self.addresses[0]
+
+
+@contextmanager
+def serving(
+    handler: Handler | None = None, mode: str | None = None, options: Options | None = None, **settings: Any
+) -> Iterator[Serving]:
+    """Run a server for the length of a ``with`` block, by default on a free port of 127.0.0.1; yield a Serving.
+
+    Modes single and thread run in a thread of this process; mode fork and workers run in a process of their own,
+    forked before any session begins. At the end of the block the server is stopped, its sessions are ended, and
+    what failed in it is raised (OutputError, or StdserveError for a process that ended badly).
+    """
+    if mode is not None:
+        settings["mode"] = mode
+    if options is None:
+        settings.setdefault("bind", "127.0.0.1:0")
+    options = make_options(options, settings)
+    server_class(options.mode)
+    handler = handler or load_handler(options.handler)
+    sink = open_sink(options.output, format=options.format, raw=options.raw)
+    try:
+        listeners = open_listeners(options.addresses)
+        try:
+            run = _apart if options.workers > 1 or server_class(options.mode).forks else _beside
+            with run(handler, options, listeners, sink) as server:
+                yield server
+        finally:
+            close_listeners(listeners)
+    finally:
+        sink.close()
+
+
+@contextmanager
+def _beside(handler: Handler, options: Options, listeners: Sequence[socket.socket], sink: Sink) -> Iterator[Serving]:
+    server = create_server(handler, options=options, listeners=listeners, sink=sink)
+    failures: list[OutputError] = []
+
+    def run() -> None:
+        try:
+            server.serve_forever()
+        except OutputError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="stdserve", daemon=True)
+    thread.start()
+    try:
+        yield Serving(listeners, server)
+    finally:
+        server.shutdown()
+        thread.join(options.graceful_timeout + GRACE)
+        server.server_close()
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def _apart(handler: Handler, options: Options, listeners: Sequence[socket.socket], sink: Sink) -> Iterator[Serving]:
+    run = partial(run_workers, _no_one) if options.workers > 1 else run_alone
+    live = partial(status_of, run, handler, options, listeners, sink)
+    child = fork_child(live, {signal.SIGINT: ignore_signal}, born=lambda child: None)
+    server = Serving(listeners, None)
+    close_listeners(listeners)
+    try:
+        yield server
+    finally:
+        child.kill(signal.SIGTERM)
+        status = child.wait(options.graceful_timeout + 2 * GRACE)
+        if status is None:
+            child.kill(signal.SIGKILL)
+            status = child.wait(GRACE)
+    if error := sink.error:
+        raise error
+    if status:
+        raise StdserveError(f"the server's process ended with status {status}")
+
+
+def _no_one() -> None:
+    """Tell nobody: whoever asked for the server knows that clients can connect."""
