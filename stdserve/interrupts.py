@@ -31,7 +31,7 @@ def breaks_off(error: BaseException) -> bool:
 
 @contextmanager
 def hold_stops() -> Iterator[None]:
-    """Keep the STOP_SIGNALS waiting, until ``let_stops`` says that there is someone to handle them, or the block ends."""
+    """Keep the STOP_SIGNALS waiting until ``let_stops`` says that someone can handle them, or the block ends."""
     if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows delivers Ctrl-C at once
         yield
         return

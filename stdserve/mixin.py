@@ -26,6 +26,7 @@ from .options import Options
 from .protocol import EndReason
 from .sessions import Session, half_close, linger
 from .sink import Sink, open_sink
+from .stopping import StopMixin
 from .streams import LineTooLong, SessionSocket
 
 TYPE_CHECKING = False
@@ -39,10 +40,6 @@ _log = logging.getLogger("stdserve")
 #: By a name of its own: the standard library's may be replaced by one of ours, as its own tests have it here.
 _TCPServer = socketserver.TCPServer
 
-#: Seconds that sessions which were cut get to notice it.
-CUT_SECONDS = 1.0
-
-
 #: What a peer makes a handler raise, and what the log calls it.
 _PEERS_FAULTS = (
     (LineTooLong, EndReason.LINE_TOO_LONG),
@@ -51,7 +48,7 @@ _PEERS_FAULTS = (
 )
 
 
-class ServerMixin(socketserver.TCPServer):
+class ServerMixin(StopMixin, socketserver.TCPServer):
     """What every mode shares: the accept loop, its bounds, the life of a session, the stop.
 
     Methods for the caller: those of ``socketserver.BaseServer``. ``shutdown`` may be called from anywhere,
@@ -74,9 +71,6 @@ class ServerMixin(socketserver.TCPServer):
     inline = False
     #: Sessions at a time where the options do not say.
     default_max_conns = 1
-    #: Close the listeners as soon as a stop begins, so that clients are refused, not left waiting; set it on
-    #: a server that will not serve again.
-    close_on_stop = False
 
     def __init__(
         self,
@@ -102,10 +96,8 @@ class ServerMixin(socketserver.TCPServer):
         self._taken = 0
         self._take_until: int | None = None
         self._accepts_left = 1 if self.options.once else None
-        self._stopping = self._served = self._close_at_end = False
-        self._serving_thread: int | None = None
-        self._at_rest = threading.Event()
-        self._at_rest.set()
+        self._close_at_end = False
+        self._begin_at_rest()
         self._more_listeners = list(listeners[1:])
         if listeners:
             socketserver.BaseServer.__init__(self, server_address, RequestHandlerClass)
@@ -130,11 +122,6 @@ class ServerMixin(socketserver.TCPServer):
     def wakeup_fd(self) -> int:
         """The descriptor that wakes the accept loop when written to, for ``signal.set_wakeup_fd``."""
         return self._loop.waiter.wakeup_fd
-
-    @property
-    def active(self) -> int:
-        """How many sessions are open."""
-        return len(self.sessions)
 
     # Listening, accepting.
 
@@ -336,63 +323,3 @@ class ServerMixin(socketserver.TCPServer):
         self._admission.leave(session.client_address)
         if full or self._stopping or self._accepts_left == 0:
             self._loop.waiter.wake()
-
-    # The stop.
-
-    def request_stop(self) -> None:
-        """Ask the server to stop and return at once. Safe in any thread and in a signal handler.
-
-        Once a server has served and stopped, this does nothing.
-        """
-        if self._serving_thread is None and self._served:
-            return
-        self._stopping = True
-        self._loop.waiter.wake()
-
-    def shutdown(self) -> None:
-        """Stop the server and wait until it has; from one of its own sessions, return without waiting."""
-        self.request_stop()
-        if threading.get_ident() == self._serving_thread or self._inside_session():
-            return
-        if not self._at_rest.wait(self.options.graceful_timeout + 2 * CUT_SECONDS):
-            self._cut()
-            self._at_rest.wait(CUT_SECONDS)
-
-    def _inside_session(self) -> bool:
-        return False
-
-    def _fail(self, error: OutputError) -> None:
-        self.failure = error
-        self.request_stop()
-
-    def _drain(self, patience: float) -> None:
-        """End all sessions: they read EOF, print and answer what they have; after ``patience`` seconds, cut them."""
-        self._loop.shut()
-        if self.close_on_stop:
-            close_listeners(self.listeners)
-        before = self.active
-        try:
-            if before and patience and not self.failure:
-                _log.info("drain sessions=%d seconds=%g", before, patience)
-                self._end_input()
-                self._wait_for_sessions(patience)
-        except StopNow:
-            pass
-        cut = self.active
-        if cut:
-            self._cut()
-            self._wait_for_sessions(CUT_SECONDS)
-        _log.info("stopped finished=%d cut=%d", before - cut, cut)
-
-    def _wait_for_sessions(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while self.active and (left := deadline - time.monotonic()) > 0:
-            self._turn(left)
-
-    def _end_input(self) -> None:
-        for session in list(self.sessions.values()):
-            session.end_input()
-
-    def _cut(self) -> None:
-        for session in list(self.sessions.values()):
-            session.cut(EndReason.CUT)

@@ -1,4 +1,4 @@
-"""Running a server to its end: :func:`serve`. What it needs to listen is here, the rest comes while clients may connect."""
+"""Running a server to its end: :func:`serve`. What listening needs is here; the rest comes when clients can connect."""
 
 from __future__ import annotations
 

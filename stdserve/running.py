@@ -71,10 +71,8 @@ def run_workers(
     listeners: Sequence[socket.socket],
     sink: Sink,
 ) -> None:
-    """Serve in ``options.workers`` processes, call ``ready()`` once they are started; raise OutputError or StartError."""
-    from .supervisor import (
-        Supervisor,  # here, for the sake of a quick start without workers
-    )
+    """Serve in ``options.workers`` processes, call ``ready()`` when they are started; raise OutputError, StartError."""
+    from .supervisor import Supervisor  # here, for the sake of a quick start without workers
 
     supervisor = Supervisor(
         # A worker leaves SIGINT alone: Ctrl-C reaches it too, and would be the first of two signals to stop.

@@ -28,7 +28,7 @@ FLOORS = {
             "errors escaping browser version",
             "protocol proxy networks addresses systemd flags logs terminal waiting interrupts targets",
             "options listeners tls metrics sink sessions streams threads children accepting",
-            "handlers access supervisor status client",
+            "handlers access supervisor status client stopping",
             "mixin",
             "servers",
             "factory",
@@ -50,6 +50,7 @@ UNTESTED = {
     "__main__": "three lines, run by every test that starts the server as a process",
     "errors": "types without behaviour, raised and caught in the tests of every other room",
     "flags": "the machinery of options, tested with them",
+    "stopping": "the part of the mix-in that ends it, tested with it and in test_stop",
     "version": "one constant; that it is the built one is a test of the packaging",
 }
 
