@@ -26,8 +26,8 @@ FLOORS = {
     for floor, names in enumerate(
         [
             "errors escaping browser version",
-            "protocol proxy networks addresses systemd flags logs terminal waiting interrupts targets",
-            "options listeners tls metrics sink sessions streams threads children accepting",
+            "protocol proxyheader networks addresses systemd flags logs terminal waiting interrupts targets",
+            "options listeners tls proxy metrics sink sessions streams threads children accepting",
             "handlers access supervisor status client stopping",
             "mixin",
             "servers",
