@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from processes import DEADLINE, connect, eventually, peer_program, read_all
+from processes import DEADLINE, connect, peer_program, read_all
+from test_listeners import needs_ipv6
 
 from stdserve.errors import PeerError
 from stdserve.proxy import MAX_V1, MAX_V2, ProxyHeader, ProxyParser, encode_v1, encode_v2
@@ -534,7 +535,7 @@ def test_a_byte_costs_the_same_at_the_end_of_a_long_header() -> None:
 
 
 @contextmanager
-def haproxy(folder: Path, front: socket.socket | Path, bind: str, server: str, *more: str) -> Iterator[socket.socket]:
+def haproxy(folder: Path, front: socket.socket, bind: str, server: str, *more: str) -> Iterator[socket.socket]:
     """Run HAProxy between ``front``, which listens already, and a plain listener; yield the latter.
 
     ``bind`` and ``server`` are options of those lines in its configuration, ``more`` are lines of their own.
@@ -543,14 +544,13 @@ def haproxy(folder: Path, front: socket.socket | Path, bind: str, server: str, *
         back.settimeout(DEADLINE)
         lines = [
             *("defaults", " mode tcp", " timeout connect 60s", " timeout client 60s", " timeout server 60s"),
-            *("listen test", f" bind {front if isinstance(front, Path) else f'fd@{front.fileno()}'} {bind}"),
+            *("listen test", f" bind fd@{front.fileno()} {bind}"),
             *(f" {line}" for line in more),
             f" server back 127.0.0.1:{back.getsockname()[1]} {server}",
         ]
         config = folder / "haproxy.cfg"
         config.write_text("\n".join(lines) + "\n")
-        fds = () if isinstance(front, Path) else (front.fileno(),)
-        process = subprocess.Popen([peer_program("haproxy"), "-db", "-q", "-f", str(config)], pass_fds=fds)
+        process = subprocess.Popen([peer_program("haproxy"), "-db", "-q", "-f", str(config)], pass_fds=[front.fileno()])
         try:
             yield back
         finally:
@@ -579,7 +579,7 @@ def says_hello(client: socket.socket, back: socket.socket) -> ProxyHeader:
     return header
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
 @pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2", "send-proxy-v2 proxy-v2-options crc32c,unique-id"])
 def test_haproxy_says_who_its_client_is(tmp_path: Path, host: str, option: str) -> None:
     """In either version and family, with a checksum that is its own work."""
@@ -602,12 +602,13 @@ def test_haproxy_says_who_its_client_is(tmp_path: Path, host: str, option: str) 
 @pytest.mark.parametrize(("option", "version"), [("send-proxy", 1), ("send-proxy-v2 proxy-v2-options unique-id", 2)])
 def test_haproxy_has_no_address_for_a_unix_client(tmp_path: Path, option: str, version: int) -> None:
     """UNKNOWN, or LOCAL with TLVs, which are discarded (2.2): so not all that is local is a check of health."""
-    path = tmp_path / "front.sock"
-    with haproxy(tmp_path, path, "", option, "unique-id-format test") as back:
-        eventually(path.exists, "HAProxy's socket")
-        with socket.socket(socket.AF_UNIX) as client:
+    # A listener of HAProxy's own has its path for a moment before it listens.
+    with socket.socket(socket.AF_UNIX) as front, socket.socket(socket.AF_UNIX) as client:
+        front.bind(str(tmp_path / "front.sock"))
+        front.listen()
+        with haproxy(tmp_path, front, "", option, "unique-id-format test") as back:
             client.settimeout(DEADLINE)
-            client.connect(str(path))
+            client.connect(front.getsockname())
             header = says_hello(client, back)
 
     assert ProxyHeader(version, local=True) == header
