@@ -1,19 +1,19 @@
-"""Who may come in, and what those hear who may not: caps in total and per address, and what overflow means.
+"""Who may come in, and what those hear who may not: networks, caps in total and per address, and what overflow means.
 
-Everything here but ``leave`` belongs to the thread of the accept loop.
+Everything here but ``admit`` and ``leave`` belongs to the thread of the accept loop.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
-import threading
 import time
 from collections.abc import Callable
 
-from .addresses import format_peer
+from .errors import PeerError
 from .options import Options
-from .sessions import half_close
+from .seats import Seats, SharedSeats
+from .sessions import Session, half_close
 from .waiting import Waiter
 
 TYPE_CHECKING = False
@@ -40,14 +40,26 @@ class Admission:
     ``max_conns`` is the cap on all sessions, ``options.max_conns_per_ip`` that on those of one address, whose
     clients cannot be told from others in the backlog and are refused under every policy. A refused client can
     read the message, and ``close(request)`` is called in the end; the accept loop never waits for it.
+
+    Behind a proxy, whose header tells the client's address only later, ``enter`` asks whether the proxy may speak
+    for others, and ``admit`` all that depends on the address. ``forks``: that is then called in a child.
     """
 
-    def __init__(self, options: Options, max_conns: int, waiter: Waiter, close: Callable[[Any], None]) -> None:
+    def __init__(
+        self, options: Options, max_conns: int, waiter: Waiter, close: Callable[[Any], None], forks: bool = False
+    ) -> None:
         self._max_conns = max_conns
         self._waits = options.overflow == "wait"
-        self._addresses = _Addresses(options.max_conns_per_ip)
-        message = f"{options.overflow_message}\n".encode() if options.overflow == "reply" else b""
-        self._refusals = _Refusals(waiter, message, options.linger_timeout, close)
+        self._late = options.proxy_protocol
+        limit = options.max_conns_per_ip
+        self._addresses = (
+            None if limit is None else SharedSeats(limit, max_conns) if forks and self._late else Seats(limit)
+        )
+        self._rules = options.rules
+        self._proxies = options.trusted_proxies
+        self._message = f"{options.overflow_message}\n".encode() if options.overflow == "reply" else b""
+        self._close = close
+        self._refusals = _Refusals(waiter, self._message, options.linger_timeout, close)
         fate = "clients wait in the backlog" if self._waits else "clients are refused"
         self._overload = _Overload(f"{max_conns} sessions are the limit, {fate}")
 
@@ -59,19 +71,53 @@ class Admission:
         """Tell that clients wait for whom there is no room."""
         self._overload.strike()
 
-    def enter(self, request: Any, client_address: Any, active: int) -> bool:
+    def enter(self, session: Session, active: int) -> bool:
         """Count a session in, or refuse it: False, and the connection is taken care of."""
-        if active < self._max_conns and self._addresses.enter(client_address):
-            return True
-        reason = "full" if active >= self._max_conns else "address"
-        _log.debug("reject %s reason=%s", format_peer(client_address), reason)
-        self._overload.strike(refused=1)
-        self._refusals.refuse(request)
-        return False
+        if active >= self._max_conns:
+            self._refuse(session, PeerError("full", "all sessions are in use"))
+            return False
+        try:
+            if self._late:
+                self._check_proxy(session)
+            else:
+                self.admit(session)
+        except PeerError as error:
+            self._refuse(session, error)
+            return False
+        return True
 
-    def leave(self, client_address: Any) -> None:
+    def admit(self, session: Session) -> None:
+        """Count in the address of a session, in any thread; raise PeerError if it is not let in."""
+        host = session.client_address[0] if session.client_address else ""
+        if self._rules is not None and not self._rules.admits(host):
+            raise PeerError("denied", "its address is not let in")
+        if self._addresses is not None and not self._addresses.enter(session, host):
+            raise PeerError("address", "its address has all the sessions that it may have")
+
+    def words_for(self, error: PeerError) -> bytes:
+        """Return what a client that ``admit`` did not let in may read; nothing for other errors."""
+        return self._message if error.reason == "address" else b""
+
+    def leave(self, session: Session) -> None:
         """Count a session out; in any thread."""
-        self._addresses.leave(client_address)
+        if self._addresses is not None:
+            self._addresses.leave(session)
+
+    def _check_proxy(self, session: Session) -> None:
+        if not self._proxies.admits(session.client_address[0]):
+            raise PeerError("proxy", "its PROXY header is not believed (--proxy-allow-from)")
+        if self._addresses is not None:
+            self._addresses.reserve(session)
+
+    def _refuse(self, session: Session, error: PeerError) -> None:
+        # Of those there are too many of, the log counts; it names those who have no business here.
+        crowd = error.reason in ("full", "address")
+        _log.log(logging.DEBUG if crowd else logging.INFO, "reject %s reason=%s", session.peer, error.reason)
+        if crowd:
+            self._overload.strike(refused=1)
+            self._refusals.refuse(session.request)
+        else:
+            self._close(session.request)
 
     def next_check(self, timeout: float | None) -> float | None:
         """Return ``timeout`` (seconds), or less if ``check`` is due earlier."""
@@ -87,34 +133,6 @@ class Admission:
     def close(self) -> None:
         """Close the refused clients that are still there."""
         self._refusals.close_all()
-
-
-class _Addresses:
-    """Counts the sessions of each address, where there is a limit for it."""
-
-    def __init__(self, limit: int | None) -> None:
-        self._limit = limit
-        self._counts: dict[Any, int] = {}
-        self._lock = threading.Lock()
-
-    def enter(self, client_address: Any) -> bool:
-        if self._limit is None:
-            return True
-        host = client_address[0]
-        with self._lock:
-            count = self._counts.get(host, 0)
-            if count < self._limit:
-                self._counts[host] = count + 1
-            return count < self._limit
-
-    def leave(self, client_address: Any) -> None:
-        if self._limit is None:
-            return
-        host = client_address[0]
-        with self._lock:
-            self._counts[host] -= 1
-            if not self._counts[host]:
-                del self._counts[host]
 
 
 class _Overload:

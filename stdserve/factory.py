@@ -61,6 +61,7 @@ def create_server(
         settings["mode"] = mode
     options = make_options(options, settings)
     composed = server_class(options.mode)
+    options.load()
     opened = list(listeners) or open_listeners(options.addresses)
     try:
         return composed(opened[0].getsockname(), handler, listeners=opened, options=options, sink=sink)

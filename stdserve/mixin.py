@@ -19,12 +19,13 @@ from functools import cached_property
 from .accepting import AcceptLoop
 from .access import Admission
 from .addresses import format_peer
-from .errors import OutputError
+from .errors import OutputError, PeerError
 from .interrupts import StopNow, breaks_off
 from .listeners import BACKLOG, close_listeners, prepare_listener
 from .options import Options
+from .preamble import Preamble
 from .protocol import EndReason
-from .sessions import Session, half_close, linger
+from .sessions import Session, end_output, linger
 from .sink import Sink, open_sink
 from .stopping import StopMixin
 from .streams import LineTooLong, SessionSocket
@@ -91,7 +92,10 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         if sink is not None:
             self.sink = sink
         self._loop = AcceptLoop(lambda: self.listeners, self._has_room, self._take, self._admit, self._crowd)
-        self._admission = Admission(self.options, self.max_conns, self._loop.waiter, self.close_request)
+        self._admission = Admission(
+            self.options, self.max_conns, self._loop.waiter, self.close_request, forks=self.forks
+        )
+        self._preamble = Preamble(self.options, self._admission)
         self._accepting: socket.socket | None = None
         self._taken = 0
         self._take_until: int | None = None
@@ -231,12 +235,12 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
             if not self.verify_request(request, client_address):
                 self.shutdown_request(request)
                 return
-            if not self._admission.enter(request, client_address, self.active):
+            session = Session(request, client_address)
+            if not self._admission.enter(session, self.active):
                 return
             if self._accepts_left is not None:
                 self._accepts_left -= 1
-            session = self.sessions[request] = Session(request, client_address)
-            _log.info("open %s", session.peer)
+            self.sessions[request] = session
             self.process_request(request, client_address)
         except BaseException as error:
             if breaks_off(error):
@@ -246,17 +250,36 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
     # The life of a session.
 
     def run_session(self, request: socket.socket, client_address: Any) -> None:
-        """Run the handler and close the connection; whatever a hook or the handler raises ends here."""
+        """Run the preamble and the handler, close the connection; whatever a hook or a handler raises ends here."""
+        session = self.sessions.get(request)
         try:
+            if session is not None:
+                self._open(session)
+                request, client_address = session.request, session.client_address
             self.finish_request(request, client_address)
             self.shutdown_request(request)
         except BaseException as error:
+            if session is not None:
+                request, client_address = session.request, session.client_address
             if breaks_off(error):
                 request.close()
                 raise
             self._end_badly(request, client_address)
         finally:
             self._forget(request)
+
+    def _open(self, session: Session) -> None:
+        """Take a session through the preamble; its socket and address may be others then."""
+        if self._preamble:
+            accepted = session.request
+            try:
+                self._preamble.run(session)
+            finally:
+                if session.request is not accepted:
+                    self.sessions[session.request] = session
+                    del self.sessions[accepted]
+        session.opened = True
+        _log.info("open %s%s", session.peer, f" subject={session.subject}" if session.subject else "")
 
     def _end_badly(self, request: Any, client_address: Any) -> None:
         """Report the exception being handled and close the connection, even if the hooks for that raise too."""
@@ -281,7 +304,8 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
     def shutdown_request(self, request: Any) -> None:
         """Finish sending, discard what the peer still sends (bounded), close, and let go of the session."""
         try:
-            if half_close(request, socket.SHUT_WR) and request in self.sessions:
+            session = self.sessions.get(request)
+            if end_output(request) and session is not None and session.opened:
                 linger(request, self.options.linger_timeout)
             self.close_request(request)
         finally:
@@ -298,10 +322,14 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         """
         error = sys.exc_info()[1]
         reason = next((reason for kind, reason in _PEERS_FAULTS if isinstance(error, kind)), EndReason.ERROR)
-        if session := self.sessions.get(request):
+        session = self.sessions.get(request)
+        if session is not None:
             session.reason = reason
         if isinstance(error, OutputError):
             self._fail(error)
+        elif isinstance(error, PeerError):
+            cut = session and session.cut_for
+            _log.info("reject %s reason=%s: %s", format_peer(client_address), cut.value if cut else error.reason, error)
         elif reason is not EndReason.ERROR:
             _log.debug("error %s: %s", format_peer(client_address), error)
         else:
@@ -312,14 +340,15 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         session = self.sessions.pop(request, None)
         if session is None:
             return
-        _log.info(
-            "close %s reason=%s lines=%d bytes=%d seconds=%.3f",
-            session.peer,
-            (session.cut_for or session.reason).value,
-            session.lines,
-            session.received,
-            session.seconds,
-        )
-        self._admission.leave(session.client_address)
+        if session.opened:
+            _log.info(
+                "close %s reason=%s lines=%d bytes=%d seconds=%.3f",
+                session.peer,
+                (session.cut_for or session.reason).value,
+                session.lines,
+                session.received,
+                session.seconds,
+            )
+        self._admission.leave(session)
         if full or self._stopping or self._accepts_left == 0:
             self._loop.waiter.wake()

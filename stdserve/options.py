@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, fields, replace
+from functools import cached_property
 
 from .addresses import DEFAULT_PORT, LOOPBACK, Address, parse_address, parse_port
 from .errors import ConfigError
@@ -17,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from typing import Any
+
+    from .networks import Rules
 
 __all__ = ["BUILT_IN_MODES", "Options", "add_flags", "make_options", "option_fields", "parse_options"]
 
@@ -143,6 +146,38 @@ class Options:
         parse=parse_duration,
         above=0,
     )
+    handshake_timeout: float = option(
+        10.0,
+        "--handshake-timeout",
+        help="how long a client may take for its PROXY header and TLS handshake together (default: 10s)",
+        metavar="TIME",
+        parse=parse_duration,
+        above=0,
+    )
+    proxy_protocol: bool = option(
+        False,
+        "--proxy-protocol",
+        help="every connection begins with a PROXY header, version 1 or 2, that says whose it is",
+    )
+    proxy_allow_from: tuple[str, ...] = option(
+        (),
+        "--proxy-allow-from",
+        help="network whose PROXY headers are believed, others are refused; repeatable (default: this machine)",
+        metavar="CIDR",
+        repeat=True,
+    )
+    allow: tuple[str, ...] = option(
+        (), "--allow", help="network to let in, all others are refused; repeatable", metavar="CIDR", repeat=True
+    )
+    allowfile: tuple[str, ...] = option(
+        (), "--allowfile", help="file with a network to let in on each line", metavar="FILE", repeat=True
+    )
+    deny: tuple[str, ...] = option(
+        (), "--deny", help="network to refuse, whatever --allow says; repeatable", metavar="CIDR", repeat=True
+    )
+    denyfile: tuple[str, ...] = option(
+        (), "--denyfile", help="file with a network to refuse on each line", metavar="FILE", repeat=True
+    )
     graceful_timeout: float = option(
         30.0,
         "--graceful-timeout",
@@ -159,10 +194,11 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        bind: Any = self.bind
-        # From code, one address may come as it is typed, several as a list.
-        object.__setattr__(self, "bind", (bind,) if isinstance(bind, str) else tuple(bind))
         for field in option_fields():
+            if field.metadata.get("repeat"):
+                # From code, one value may come as it is typed, several as a list.
+                value = getattr(self, field.name)
+                object.__setattr__(self, field.name, (value,) if isinstance(value, str) else tuple(value))
             check(field, getattr(self, field.name))
         try:
             _ = self.addresses
@@ -172,6 +208,29 @@ class Options:
             raise ConfigError("--raw and --format json exclude each other: JSON cannot carry bytes as they came")
         if self.once and self.workers > 1:
             raise ConfigError("--once and --workers exclude each other: one client needs one process")
+
+    @cached_property
+    def rules(self) -> Rules | None:
+        """The networks that may come in, read from ``allow``, ``deny`` and their files; None: all may.
+
+        Raises StartError for a file that cannot be read, ConfigError for what stands in it.
+        """
+        if not (self.allow or self.allowfile or self.deny or self.denyfile):
+            return None
+        from .networks import Rules
+
+        return Rules(self.allow, self.deny, allow_files=self.allowfile, deny_files=self.denyfile)
+
+    @cached_property
+    def trusted_proxies(self) -> Rules:
+        """The networks whose PROXY headers are believed: this machine, where nothing else is said."""
+        from .networks import Rules
+
+        return Rules(self.proxy_allow_from or ("127.0.0.0/8", "::1"))
+
+    def load(self) -> None:
+        """Read the files that are named, so that what is wrong with them is told now; they are kept."""
+        _ = self.rules, self.proxy_protocol and self.trusted_proxies
 
     @property
     def addresses(self) -> tuple[Address, ...]:

@@ -55,7 +55,8 @@ def serve(
 
 
 def _load_foreign(options: Options) -> Handler | None:
-    """Load what may be wrong, before anything is opened: a mode and a handler that are not ours."""
+    """Load what may be wrong, before anything is opened: files, a mode and a handler that are not ours."""
+    options.load()
     if options.mode not in BUILT_IN_MODES:
         from .factory import server_class
 

@@ -172,7 +172,7 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             if child in self._polled:
                 self._polled.remove(child)
             _, session = self._children.pop(child.pid)
-            self._admission.leave(session.client_address)
+            self._admission.leave(session)
             if status < 0 and not self._stopping:
                 _log.error("error child %d was ended by %s", child.pid, signal.Signals(-status).name)
             if not self._stopping and (failure := self.sink.error):

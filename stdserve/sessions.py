@@ -12,7 +12,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["LINGER_BYTES", "Session", "half_close", "linger"]
+    from .proxyheader import ProxyHeader
+
+__all__ = ["LINGER_BYTES", "Session", "end_output", "half_close", "linger"]
 
 #: Bytes that a lingering close reads at most.
 LINGER_BYTES = 64 * 1024 * 1024
@@ -23,16 +25,24 @@ class Session:
 
     ``request`` is the socket, ``client_address`` and ``peer`` its address, as the system gives it and as text;
     ``lines`` and ``received`` (bytes) count what came in, ``reason`` is why it ended: CLOSED until a handler knows
-    better, and what ``cut`` said once that was called.
+    better, and what ``cut`` said once that was called. ``proxy`` is the header of the PROXY protocol that gave
+    the address, ``subject`` whom the client's certificate is for; None where there is none. ``opened`` tells that
+    nothing stood between the client and the handler any more, ``seat`` belongs to whoever counts addresses.
     """
 
-    __slots__ = ("client_address", "cut_for", "lines", "peer", "reason", "received", "request", "started")
+    __slots__ = (
+        *("client_address", "cut_for", "input_ended", "lines", "opened", "peer", "proxy", "reason", "received"),
+        *("request", "seat", "started", "subject"),
+    )
 
     def __init__(self, request: socket.socket, client_address: Any) -> None:
         self.request = request
-        self.client_address = client_address
         self.cut_for: EndReason | None = None
-        self.peer = format_peer(client_address)
+        self.input_ended = self.opened = False
+        self.proxy: ProxyHeader | None = None
+        self.subject: str | None = None
+        self.seat: Any = None
+        self.name(client_address)
         self.started = time.monotonic()
         self.reason = EndReason.CLOSED
         self.lines = 0
@@ -43,8 +53,23 @@ class Session:
         """How long the session has lasted."""
         return time.monotonic() - self.started
 
+    def name(self, client_address: Any) -> None:
+        """Say who the client is."""
+        self.client_address = client_address
+        self.peer = format_peer(client_address)
+
+    def move_to(self, request: socket.socket) -> None:
+        """Go on with another socket for the same connection; what was asked of the old one holds for it too."""
+        self.request = request
+        # Whoever asks says so before acting: between the old socket and this one, nothing is missed.
+        if self.input_ended:
+            self.end_input()
+        if self.cut_for is not None:
+            self.cut(self.cut_for)
+
     def end_input(self) -> None:
         """Let the handler read end-of-file, after what has already arrived."""
+        self.input_ended = True
         half_close(self.request, socket.SHUT_RD)
 
     def cut(self, reason: EndReason) -> None:
@@ -65,6 +90,13 @@ def half_close(request: socket.socket, how: int) -> bool:
     return True
 
 
+def end_output(request: Any) -> bool:
+    """Tell the peer that nothing more will come; False if the connection is gone already."""
+    if hasattr(request, "close_notify"):  # a TLS socket has more to say than the end of the stream
+        request.close_notify()
+    return half_close(request, socket.SHUT_WR)
+
+
 def linger(request: socket.socket, seconds: float, limit: int = LINGER_BYTES) -> None:
     """Read and discard until the peer closes, for at most ``seconds`` and ``limit`` bytes.
 
@@ -75,7 +107,7 @@ def linger(request: socket.socket, seconds: float, limit: int = LINGER_BYTES) ->
     try:
         while limit > 0 and (left := deadline - time.monotonic()) > 0:
             request.settimeout(left)
-            data = request.recv(65536)
+            data = socket.socket.recv(request, 65536)  # of TLS the bare records: nobody reads them any more
             if not data:
                 return
             limit -= len(data)

@@ -10,7 +10,9 @@ import pytest
 from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all, reset
 
 from stdserve.access import MOST_REFUSALS, Admission
+from stdserve.errors import PeerError
 from stdserve.options import Options
+from stdserve.sessions import Session
 from stdserve.waiting import Waiter
 
 
@@ -71,8 +73,8 @@ def test_waiting_means_that_nobody_is_let_in_to_be_refused(waiter: Waiter, pairs
 def test_close_closes_at_once(waiter: Waiter, pairs: Pairs) -> None:
     """Without a word."""
     admission = Admission(Options(overflow="close"), 1, waiter, pairs.close)
-    assert admission.enter(pairs.new(), PEER, 0)
-    assert not admission.enter(pairs.new(), PEER, 1)
+    assert admission.enter(Session(pairs.new(), PEER), 0)
+    assert not admission.enter(Session(pairs.new(), PEER), 1)
     assert b"" == read_all(pairs.theirs[-1])
 
 
@@ -80,7 +82,7 @@ def test_reply_can_be_read_by_a_client_that_sends_first(waiter: Waiter, pairs: P
     """What it sends is thrown away until it closes."""
     admission = Admission(Options(overflow="reply", overflow_message="занято"), 1, waiter, pairs.close)
     refused = pairs.new()
-    assert not admission.enter(refused, PEER, 1)
+    assert not admission.enter(Session(refused, PEER), 1)
     theirs = pairs.theirs[0]
     theirs.sendall(b"x" * 50_000)
     waiter.turn(1)
@@ -95,7 +97,7 @@ def test_a_flood_does_not_hold_the_loop(waiter: Waiter, pairs: Pairs, monkeypatc
     """A turn reads so much and no more."""
     monkeypatch.setattr("stdserve.access.READS_PER_TURN", 1)
     admission = Admission(Options(overflow="reply"), 1, waiter, pairs.close)
-    assert not admission.enter(pairs.new(), PEER, 1)
+    assert not admission.enter(Session(pairs.new(), PEER), 1)
     pairs.theirs[0].sendall(b"x" * 100_000)
     pairs.theirs[0].shutdown(socket.SHUT_WR)
     waiter.turn(1)
@@ -109,13 +111,13 @@ def test_one_that_does_not_close_is_closed_when_its_time_is_up(waiter: Waiter, p
     """And all of them when the server closes; a stop is not held up."""
     admission = Admission(Options(overflow="reply", linger_timeout=0.05), 1, waiter, pairs.close)
     for _ in range(2):
-        assert not admission.enter(pairs.new(), PEER, 1)
+        assert not admission.enter(Session(pairs.new(), PEER), 1)
     assert 1.0 == admission.next_check(None)
     assert 0.5 == admission.next_check(0.5)
     admission.check(0)
     assert [] == pairs.closed
     eventually(lambda: checked(admission, 0) and len(pairs.closed) == 2)
-    assert not admission.enter(pairs.new(), PEER, 1)
+    assert not admission.enter(Session(pairs.new(), PEER), 1)
     admission.close()
     assert 3 == len(pairs.closed)
 
@@ -125,13 +127,13 @@ def test_a_refused_client_that_has_gone_is_closed(waiter: Waiter, pairs: Pairs) 
     admission = Admission(Options(overflow="reply"), 1, waiter, pairs.close)
     request = pairs.new()
     pairs.theirs[0].close()
-    assert not admission.enter(request, PEER, 1)
+    assert not admission.enter(Session(request, PEER), 1)
     assert [request] == pairs.closed
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = connect(listener.getsockname())
         request, address = listener.accept()
-        assert not admission.enter(request, address, 1)
+        assert not admission.enter(Session(request, address), 1)
         reset(client)
         waiter.turn(1)
         assert 2 == len(pairs.closed)
@@ -142,7 +144,7 @@ def test_so_many_may_linger_and_then_the_oldest_goes(waiter: Waiter, pairs: Pair
     admission = Admission(Options(overflow="reply"), 1, waiter, pairs.close)
     requests = [pairs.new() for _ in range(MOST_REFUSALS + 1)]
     for request in requests:
-        assert not admission.enter(request, PEER, 1)
+        assert not admission.enter(Session(request, PEER), 1)
     assert requests[:1] == pairs.closed
     admission.close()
 
@@ -150,14 +152,45 @@ def test_so_many_may_linger_and_then_the_oldest_goes(waiter: Waiter, pairs: Pair
 def test_each_address_has_its_share(waiter: Waiter, pairs: Pairs) -> None:
     """Others are let in meanwhile; a place is free when a session has left."""
     admission = Admission(Options(max_conns_per_ip=2), 100, waiter, pairs.close)
-    entered = [admission.enter(pairs.new(), ("127.0.0.1", port), 0) for port in range(3)]
-    assert [True, True, False] == entered
-    assert admission.enter(pairs.new(), ("127.0.0.2", 1), 0)
-    admission.leave(("127.0.0.1", 0))
-    assert admission.enter(pairs.new(), ("127.0.0.1", 9), 0)
-    for address in (("127.0.0.1", 1), ("127.0.0.1", 9), ("127.0.0.2", 1)):
-        admission.leave(address)
-    assert {} == admission._addresses._counts
+    sessions = [Session(pairs.new(), ("127.0.0.1", port)) for port in range(3)]
+    assert [True, True, False] == [admission.enter(session, 0) for session in sessions]
+    assert admission.enter(Session(pairs.new(), ("127.0.0.2", 1)), 0)
+    admission.leave(sessions[2])  # it never came in: no place is free
+    assert not admission.enter(Session(pairs.new(), ("127.0.0.1", 8)), 0)
+    admission.leave(sessions[0])
+    assert admission.enter(Session(pairs.new(), ("127.0.0.1", 9)), 0)
+
+
+def test_who_is_not_let_in_is_named_once_and_closed(
+    waiter: Waiter, pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a word, whatever the overflow policy; it is no overload."""
+    options = Options(allow=("127.0.0.0/8",), deny=("127.0.0.3",), overflow="reply")
+    admission = Admission(options, 100, waiter, pairs.close)
+    assert admission.enter(Session(pairs.new(), ("127.0.0.1", 1)), 0)
+    with caplog.at_level("INFO", "stdserve"):
+        for host in ("127.0.0.3", "192.0.2.1"):
+            request = pairs.new()
+            assert not admission.enter(Session(request, (host, 1)), 0)
+            assert pairs.closed[-1] is request
+    assert ["reject 127.0.0.3:1 reason=denied", "reject 192.0.2.1:1 reason=denied"] == caplog.messages
+
+
+def test_behind_a_proxy_the_proxy_is_asked_for_first_and_the_client_later(waiter: Waiter, pairs: Pairs) -> None:
+    """Whose word is taken is one question, who may come in another; an address counts when it is known."""
+    options = Options(proxy_protocol=True, proxy_allow_from=("192.0.2.0/24",), deny=("127.0.0.9",), max_conns_per_ip=1)
+    admission = Admission(options, 100, waiter, pairs.close)
+    assert not admission.enter(Session(pairs.new(), ("127.0.0.1", 1)), 0)
+    sessions = [Session(pairs.new(), ("192.0.2.7", port)) for port in range(3)]
+    assert [True] * 3 == [admission.enter(session, 0) for session in sessions]
+    reasons = []
+    for session, host in zip(sessions, ("127.0.0.5", "127.0.0.5", "127.0.0.9"), strict=True):
+        session.name((host, 1))
+        try:
+            admission.admit(session)
+        except PeerError as error:
+            reasons.append(error.reason)
+    assert ["address", "denied"] == reasons
 
 
 def test_an_overload_is_two_lines_whatever_its_size(
@@ -169,7 +202,7 @@ def test_an_overload_is_two_lines_whatever_its_size(
     assert admission.next_check(None) is None
     admission.check(0)
     for _ in range(50):
-        admission.enter(pairs.new(), PEER, 1)
+        admission.enter(Session(pairs.new(), PEER), 1)
     eventually(lambda: checked(admission, 1) and "ended" in caplog.text)
     assert [
         "overload began: 1 sessions are the limit, clients are refused",

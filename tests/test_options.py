@@ -37,6 +37,13 @@ SETTINGS: dict[str, tuple[list[str], Any]] = {
     "session_timeout": (["--session-timeout", "1h"], 3600.0),
     "linger_timeout": (["--linger-timeout", "0.5"], 0.5),
     "idle_timeout": (["-i", "500ms"], 0.5),
+    "handshake_timeout": (["--handshake-timeout", "3s"], 3.0),
+    "proxy_protocol": (["--proxy-protocol"], True),
+    "proxy_allow_from": (["--proxy-allow-from", "10.0.0.0/8"], ("10.0.0.0/8",)),
+    "allow": (["--allow", "10.0.0.0/8", "--allow", "::1"], ("10.0.0.0/8", "::1")),
+    "allowfile": (["--allowfile", "friends"], ("friends",)),
+    "deny": (["--deny", "10.6.6.6"], ("10.6.6.6",)),
+    "denyfile": (["--denyfile", "foes"], ("foes",)),
     "graceful_timeout": (["--graceful-timeout", "2m"], 120.0),
     "log_level": (["--log-level", "debug"], "debug"),
 }

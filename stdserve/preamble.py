@@ -1,0 +1,83 @@
+"""What comes between accept and the handler: PROXY header, access rules, TLS; in the session's own thread or child.
+
+Each step may refuse the peer. All of them together have one deadline, so that a silent client costs nobody else.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+from .access import Admission
+from .errors import PeerError
+from .options import Options
+from .sessions import Session, half_close, linger
+
+__all__ = ["Preamble", "receive_by"]
+
+
+class Preamble:
+    """The steps that the options ask for, in their order; false where there are none.
+
+    ``admission`` is asked about an address that only a PROXY header tells.
+    """
+
+    def __init__(self, options: Options, admission: Admission) -> None:
+        self._admission = admission
+        self._seconds = options.handshake_timeout
+        self._steps: list[Callable[[Session, float], None]] = []
+        if options.proxy_protocol:
+            self._steps += [_read_proxy_header, lambda session, _: admission.admit(session)]
+
+    def __bool__(self) -> bool:
+        return bool(self._steps)
+
+    def run(self, session: Session) -> None:
+        """Take ``session`` through the steps; its ``request``, ``client_address`` and the like may be others then.
+
+        Raises PeerError if the peer is refused, OSError if the connection breaks.
+        """
+        deadline = time.monotonic() + self._seconds
+        try:
+            for step in self._steps:
+                step(session, deadline)
+        except PeerError as error:
+            self._part(session.request, self._admission.words_for(error), deadline)
+            raise
+        session.request.settimeout(None)
+
+    def _part(self, request: socket.socket, words: bytes, deadline: float) -> None:
+        """Let a peer that is refused read why, before the deadline: an alert of TLS, or our own ``words``."""
+        try:
+            request.settimeout(max(deadline - time.monotonic(), 0.000001))
+            socket.socket.sendall(request, words)
+        except OSError:
+            return
+        if half_close(request, socket.SHUT_WR):
+            linger(request, deadline - time.monotonic())
+
+
+def _read_proxy_header(session: Session, deadline: float) -> None:
+    """Let the header say who the client is; not a byte is read beyond it, what follows is for TLS or the handler."""
+    from .proxy import ProxyParser  # here, for few servers need it
+
+    parser, header = ProxyParser(), None
+    while header is None:
+        data = receive_by(session.request, parser.wanted, deadline)
+        if not data and not parser.received:  # what looks whether a port is open does this all day
+            raise ConnectionAbortedError("it left before its PROXY header")
+        header = parser.receive_data(data)
+    session.proxy = header
+    if header.source is not None:
+        session.name(header.source)
+
+
+def receive_by(sock: socket.socket, size: int, deadline: float) -> bytes:
+    """Read at most ``size`` bytes before ``deadline`` (of the monotonic clock); raise PeerError when it has come."""
+    try:
+        # A timeout of 0 would mean not to wait at all, and to say so with another error.
+        sock.settimeout(max(deadline - time.monotonic(), 0.000001))
+        return sock.recv(size)
+    except TimeoutError:
+        raise PeerError("handshake_timeout", "the PROXY header did not come in time") from None
