@@ -17,13 +17,15 @@ from .transfer import Input, Transfer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    import argparse
+    import ssl
+    from typing import NoReturn
 
 __all__ = ["main"]
 
 
-def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
-    """Read the command line into the arguments of :func:`_run`; raise ConfigError for one that is wrong."""
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; raise ConfigError for one that is wrong."""
     import argparse  # only the command line needs these
 
     from .flags import parse_duration
@@ -45,25 +47,55 @@ def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
     add("messages", metavar="MESSAGE", nargs="*", help="a line to send; none: standard input is sent as it comes")
     add("--connect-timeout", metavar="SECONDS", type=duration, default=5.0, help="(%(default)g; also 500ms, 2m, 1h)")
     add("--read-timeout", metavar="SECONDS", type=duration, help="for the server to take, reply, finish (no limit)")
+    _add_tls(parser)
     # Intermixed, or argparse would give no MESSAGE to "ADDRESS --read-timeout 2 MESSAGE".
-    return vars(parser.parse_intermixed_args(argv))
+    return parser.parse_intermixed_args(argv)
 
 
-def _run(address: str, messages: Sequence[str], **timeouts: float | None) -> None:
+def _add_tls(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("TLS", "Each of these asks for it, as --tls does.")
+    add, trust = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    add("--tls", action="store_true", help="verify the server by its name and the CAs of the system")
+    trust("--tls-ca", metavar="FILE", help="verify it by the CAs in FILE (PEM) instead")
+    trust("--tls-insecure", action="store_true", help="do not verify it: whoever answers can read everything")
+    add("--tls-name", metavar="NAME", help="the server's name where it is not the HOST")
+    add("--tls-cert", metavar="FILE", help="the client's own certificate, for servers that want one (PEM)")
+    add("--tls-key", metavar="FILE", help="its key (in the same file)")
+
+
+def _context(given: argparse.Namespace) -> ssl.SSLContext | None:
+    """Return what the options about TLS ask for; as with ncat, each of them asks for TLS, too."""
+    if given.tls_key and not given.tls_cert:
+        raise ConfigError("--tls-key needs --tls-cert")
+    asked = given.tls, given.tls_ca, given.tls_insecure, given.tls_cert, given.tls_name is not None
+    if not any(asked):
+        return None
+    from .tls_stream import client_context  # it imports ssl, a quarter of a start
+
+    return client_context(given.tls_ca, given.tls_cert, given.tls_key, insecure=given.tls_insecure)
+
+
+def _run(given: argparse.Namespace) -> None:
     if not sys.stdout:  # the socket would get its number, and the server its own replies
         raise OutputError("output error: standard output is closed")
-    if not messages and not sys.stdin:
+    if not given.messages and not sys.stdin:
         raise ConfigError("there is no MESSAGE to send, and standard input is closed")
-    with Client(address, **timeouts) as client:
-        source = None if messages else Input(sys.stdin.fileno())
-        data = b"".join(map(as_line, messages))
+    with Client(
+        given.address,
+        tls=_context(given),
+        tls_name=given.tls_name,
+        connect_timeout=given.connect_timeout,
+        read_timeout=given.read_timeout,
+    ) as client:
+        source = None if given.messages else Input(sys.stdin.fileno())
+        data = b"".join(map(as_line, given.messages))
         Transfer(client.sock, sys.stdout.fileno(), data, source, client.read_timeout).run()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the client's command line (``sys.argv`` by default) and return its exit code; errors go to stderr."""
     try:
-        _run(**_parse(argv))
+        _run(_parse(argv))
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as shells count
     except (StdserveError, OSError) as error:  # OSError: no descriptors left

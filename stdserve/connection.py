@@ -9,6 +9,12 @@ from collections.abc import Iterator
 from .addresses import Address, parse_address, parse_port
 from .errors import ConfigError, ConnectError, ConnectTimeout, SendError, SendTimeout
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ssl
+
+    from .tls_stream import TLSStream
+
 __all__ = ["BLOCK", "Client", "as_line", "network_errors", "reason"]
 
 #: Bytes read or sent at a time: a pipe's capacity on Linux (pipe(7)).
@@ -22,16 +28,23 @@ class Client:
     """A connection to a line server: ``with Client("127.0.0.1:10001") as client: print(client.ask("ping 1"))``.
 
     Making it connects, to text as :func:`~stdserve.addresses.parse_address` reads it, an Address or a (host, port)
-    pair. Timeouts are in seconds, None for no limit: ``connect_timeout`` (the lecture's 5) for each address of a host,
-    ``read_timeout`` for each later wait, be it to send or to receive. Text is UTF-8, undecodable bytes are kept as lone
-    surrogates (PEP 383). Raises ConfigError for a malformed address or a timeout not above 0, ConnectTimeout and
-    ConnectError; later calls raise SendTimeout after ``read_timeout``, SendError when the connection breaks.
+    pair. ``tls`` is True (the CAs of the system are to vouch for the server) or a context of your own, ``tls_name`` the
+    name to verify where it is not the host. Timeouts are in seconds, None for no limit: ``connect_timeout`` (the
+    lecture's 5) for each address of a host and again for TLS's handshake, ``read_timeout`` for each later wait, be it
+    to send or to receive. Text is UTF-8, undecodable bytes are kept as lone surrogates (PEP 383). ``sock`` is the
+    socket, with TLS the :class:`~stdserve.tls_stream.TLSStream` over it.
+
+    Raises ConfigError for a malformed address or a timeout not above 0, ConnectTimeout and ConnectError (also for a
+    certificate that is not to be trusted); later calls raise SendTimeout after ``read_timeout``, SendError when the
+    connection breaks.
     """
 
     def __init__(
         self,
         address: str | Address | tuple[str, int],
         *,
+        tls: ssl.SSLContext | bool | None = None,
+        tls_name: str | None = None,
         connect_timeout: float | None = 5.0,
         read_timeout: float | None = None,
     ) -> None:
@@ -39,8 +52,12 @@ class Client:
             address = parse_address(address)
         host, port = (address.host, address.port) if isinstance(address, Address) else address
         self.read_timeout = _above_zero("read_timeout", read_timeout)
+        connect_timeout = _above_zero("connect_timeout", connect_timeout)
         port = parse_port(str(port))  # getaddrinfo would take 70000 for 4464
-        self.sock = _connect(host, port, _above_zero("connect_timeout", connect_timeout))
+        context = _context(tls)
+        self.sock: socket.socket | TLSStream = _connect(host, port, connect_timeout)
+        if context:
+            self.sock = _secure(self.sock, context, host, tls_name, connect_timeout)
         self.sock.settimeout(self.read_timeout)
         self._received = bytearray()
 
@@ -63,15 +80,15 @@ class Client:
 
         What comes without a LF before the server's end is a line too; SendError after that. A timeout loses nothing.
         """
-        searched = 0
-        while self._received.find(b"\n", searched) < 0:
-            searched = len(self._received)
-            if not self._receive():
-                break
-        if not self._received:
+        line = self._next_line()
+        if line is None:
             raise SendError("send data error: the server ended the session")
-        line, terminator, self._received = self._received.partition(b"\n")
-        return (line.removesuffix(b"\r") if terminator else line).decode("utf-8", "surrogateescape")
+        return line
+
+    def lines(self) -> Iterator[str]:
+        """Yield the server's lines as they come, each as :meth:`receive_line` returns it, until it ends the session."""
+        while (line := self._next_line()) is not None:
+            yield line
 
     def ask(self, line: str | bytes) -> str:
         """Send a line and return the one that the server answers, as :meth:`receive_line` does."""
@@ -90,6 +107,17 @@ class Client:
     def close(self) -> None:
         """Close the connection at once; what the server has not read by then may be lost, see :meth:`finish`."""
         self.sock.close()
+
+    def _next_line(self) -> str | None:
+        searched = 0
+        while self._received.find(b"\n", searched) < 0:
+            searched = len(self._received)
+            if not self._receive():
+                break
+        if not self._received:
+            return None
+        line, terminator, self._received = self._received.partition(b"\n")
+        return (line.removesuffix(b"\r") if terminator else line).decode("utf-8", "surrogateescape")
 
     def _receive(self) -> bool:
         with network_errors():
@@ -113,8 +141,40 @@ def _above_zero(name: str, seconds: float | None) -> float | None:
 
 def _connect(host: str, port: int, timeout: float | None) -> socket.socket:
     """Connect to the first address of ``host`` that accepts; raise ConnectError for the last that did not."""
-    try:
+    with _connect_errors(host):
         return socket.create_connection((host, port), timeout)
+
+
+def _context(tls: ssl.SSLContext | bool | None) -> ssl.SSLContext | None:
+    """Return the context that ``tls`` asks for, None for no TLS."""
+    if tls is True:
+        from .tls_stream import client_context  # it imports ssl, a quarter of a start
+
+        return client_context()
+    return tls or None
+
+
+def _secure(
+    sock: socket.socket, context: ssl.SSLContext, host: str, name: str | None, timeout: float | None
+) -> TLSStream:
+    """Begin TLS on a connected socket; if that fails it is closed."""
+    from .tls_stream import TLSStream
+
+    try:
+        stream = TLSStream(sock, context, host if name is None else name)
+        with _connect_errors(host):
+            stream.handshake(_LONGEST_WAIT if timeout is None else timeout)
+    except BaseException:
+        sock.close()
+        raise
+    return stream
+
+
+@contextlib.contextmanager
+def _connect_errors(host: str) -> Iterator[None]:
+    """Raise what goes wrong before the first line as ConnectTimeout or ConnectError."""
+    try:
+        yield
     except TimeoutError:
         raise ConnectTimeout("connect timeout") from None
     except ConnectionRefusedError:

@@ -16,6 +16,12 @@ from .connection import BLOCK, network_errors, reason
 from .errors import OutputError, SendError, SendTimeout
 from .terminal import say
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .tls_stream import TLSStream
+
+    Stream = socket.socket | TLSStream
+
 __all__ = ["Input", "Progress", "Transfer"]
 
 # Seconds for an input to end after the server: "(echo exit; cleanup) | client" is in order, "tail -f | client" is not.
@@ -90,7 +96,7 @@ class Transfer:
     ``read_timeout`` is in seconds. One select(2) waits for both directions, so that neither holds up the other.
     """
 
-    sock: socket.socket
+    sock: Stream
     output: int
     data: bytes = b""
     source: Input | None = None
@@ -135,10 +141,17 @@ class Transfer:
         if self.source and self.source.sock in readable:
             self._read(self.source)
 
-    def _wait(self) -> tuple[list[socket.socket], list[socket.socket]]:
+    def _wait(self) -> tuple[list[Stream], list[Stream]]:
         """Return the sockets to read and to write; SendTimeout if it is the server's turn and it does nothing."""
-        reads, writes, limit = [self.sock], [self.sock] if self._pending else [], self.read_timeout
-        if self.source and not self._pending:
+        received = unsent = False
+        if not isinstance(self.sock, socket.socket):  # what TLS holds is not for select(2) to see
+            received, unsent = self.sock.received, self.sock.unsent
+        if received:
+            return [self.sock], []
+        reads: list[Stream] = [self.sock]
+        writes: list[Stream] = [self.sock] if self._pending or unsent else []
+        limit = self.read_timeout
+        if self.source and not writes:
             reads, limit = [self.sock, self.source.sock], None
         deadline = time.monotonic() + (float("inf") if limit is None else limit)
         while True:

@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -41,6 +42,18 @@ def serving(session: Session, host: str = "127.0.0.1") -> Iterator[str]:
         served = pool.submit(serve)
         yield str(Address(*listener.getsockname()[:2]))
         served.result(DEADLINE)
+
+
+def over_tls(context: ssl.SSLContext, session: Session) -> Session:
+    """Make a session one over TLS, for a server that is strict about how the client ends it."""
+
+    def secured(peer: socket.socket) -> None:
+        with context.wrap_socket(peer, server_side=True, suppress_ragged_eofs=False) as stream:
+            session(stream)
+            with contextlib.suppress(OSError, ValueError):  # the client, or the session itself, may have closed
+                stream.unwrap()
+
+    return secured
 
 
 def echo(peer: socket.socket) -> None:

@@ -27,7 +27,7 @@ FLOORS = {
         [
             "errors escaping browser version",
             "protocol proxyheader networks addresses systemd flags logs terminal waiting interrupts targets streams",
-            "proxy listeners tls metrics sink sessions threads children accepting",
+            "proxy listeners tls tls_stream metrics sink sessions threads children accepting",
             "options seats",
             "handlers access supervisor status connection stopping",
             "preamble transfer",

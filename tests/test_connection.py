@@ -34,6 +34,20 @@ def test_ask_and_receive_line_by_line() -> None:
             client.receive_line()
 
 
+def test_lines_are_read_until_the_server_ends() -> None:
+    """A loop over the lines ends with the session; what was asked before it is not seen again."""
+
+    def count(peer: socket.socket) -> None:
+        with peer.makefile("rb") as lines:
+            assert b"go\n" == lines.readline()
+            peer.sendall(b"one\ntwo\r\n\nlast")
+
+    with serving(count) as address, Client(address, read_timeout=DEADLINE) as client:
+        assert "one" == client.ask("go")
+        assert ["two", "", "last"] == list(client.lines())
+        assert [] == list(client.lines())
+
+
 def test_finish_returns_the_rest() -> None:
     """After the last line a program half-closes and gets all that the server still has to say."""
 
