@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from .addresses import parse_address
 from .connection import Client, as_line
 from .errors import ConfigError, OutputError, StdserveError
 from .terminal import say, settle
@@ -48,6 +49,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--connect-timeout", metavar="SECONDS", type=duration, default=5.0, help="(%(default)g; also 500ms, 2m, 1h)")
     add("--read-timeout", metavar="SECONDS", type=duration, help="for the server to take, reply, finish (no limit)")
     _add_tls(parser)
+    proxy = parser.add_argument_group("PROXY protocol", "What a proxy says of its client, first of all.").add_argument
+    proxy("--proxy-protocol", choices=["v1", "v2"], help="send a header of this version")
+    proxy("--proxy-source", metavar="IP:PORT", help="the client's address in it (that of this connection)")
     # Intermixed, or argparse would give no MESSAGE to "ADDRESS --read-timeout 2 MESSAGE".
     return parser.parse_intermixed_args(argv)
 
@@ -75,6 +79,16 @@ def _context(given: argparse.Namespace) -> ssl.SSLContext | None:
     return client_context(given.tls_ca, given.tls_cert, given.tls_key, insecure=given.tls_insecure)
 
 
+def _source(given: argparse.Namespace) -> tuple[str, int] | None:
+    """Return the address of the client that a proxy is to tell of, None for our own."""
+    if given.proxy_source is None:
+        return None
+    if given.proxy_protocol is None:
+        raise ConfigError("--proxy-source needs --proxy-protocol")
+    address = parse_address(given.proxy_source, default_port=0)
+    return address.host, address.port
+
+
 def _run(given: argparse.Namespace) -> None:
     if not sys.stdout:  # the socket would get its number, and the server its own replies
         raise OutputError("output error: standard output is closed")
@@ -84,12 +98,14 @@ def _run(given: argparse.Namespace) -> None:
         given.address,
         tls=_context(given),
         tls_name=given.tls_name,
+        proxy_protocol=given.proxy_protocol,
+        proxy_source=_source(given),
         connect_timeout=given.connect_timeout,
         read_timeout=given.read_timeout,
     ) as client:
-        source = None if given.messages else Input(sys.stdin.fileno())
         data = b"".join(map(as_line, given.messages))
-        Transfer(client.sock, sys.stdout.fileno(), data, source, client.read_timeout).run()
+        standard_input = None if given.messages else Input(sys.stdin.fileno())
+        Transfer(client.sock, sys.stdout.fileno(), data, standard_input, client.read_timeout).run()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .addresses import Address, parse_address, parse_port
 from .errors import ConfigError, ConnectError, ConnectTimeout, SendError, SendTimeout
@@ -28,15 +28,17 @@ class Client:
     """A connection to a line server: ``with Client("127.0.0.1:10001") as client: print(client.ask("ping 1"))``.
 
     Making it connects, to text as :func:`~stdserve.addresses.parse_address` reads it, an Address or a (host, port)
-    pair. ``tls`` is True (the CAs of the system are to vouch for the server) or a context of your own, ``tls_name`` the
-    name to verify where it is not the host. Timeouts are in seconds, None for no limit: ``connect_timeout`` (the
-    lecture's 5) for each address of a host and again for TLS's handshake, ``read_timeout`` for each later wait, be it
-    to send or to receive. Text is UTF-8, undecodable bytes are kept as lone surrogates (PEP 383). ``sock`` is the
-    socket, with TLS the :class:`~stdserve.tls_stream.TLSStream` over it.
+    pair. Timeouts are in seconds, None for no limit: ``connect_timeout`` (the lecture's 5) for each address of a host
+    and again for TLS's handshake, ``read_timeout`` for each later wait, be it to send or to receive. Text is UTF-8,
+    undecodable bytes are kept as lone surrogates (PEP 383).
 
-    Raises ConfigError for a malformed address or a timeout not above 0, ConnectTimeout and ConnectError (also for a
-    certificate that is not to be trusted); later calls raise SendTimeout after ``read_timeout``, SendError when the
-    connection breaks.
+    ``tls`` is True (the CAs of the system are to vouch for the server) or a context of your own, ``tls_name`` the name
+    to verify where it is not the host. ``proxy_protocol`` ("v1" or "v2") sends the header of a proxy first of all, one
+    that tells of a client at ``proxy_source``, (address, port); by default it tells of this end of the connection.
+    ``sock`` is the socket, with TLS the :class:`~stdserve.tls_stream.TLSStream` over it.
+
+    Raises ConfigError for an argument that cannot be used, ConnectTimeout and ConnectError (also for a certificate that
+    is not to be trusted); later calls raise SendTimeout after ``read_timeout``, SendError when the connection breaks.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class Client:
         *,
         tls: ssl.SSLContext | bool | None = None,
         tls_name: str | None = None,
+        proxy_protocol: str | None = None,
+        proxy_source: tuple[str, int] | None = None,
         connect_timeout: float | None = 5.0,
         read_timeout: float | None = None,
     ) -> None:
@@ -54,10 +58,16 @@ class Client:
         self.read_timeout = _above_zero("read_timeout", read_timeout)
         connect_timeout = _above_zero("connect_timeout", connect_timeout)
         port = parse_port(str(port))  # getaddrinfo would take 70000 for 4464
-        context = _context(tls)
-        self.sock: socket.socket | TLSStream = _connect(host, port, connect_timeout)
-        if context:
-            self.sock = _secure(self.sock, context, host, tls_name, connect_timeout)
+        header, context = _proxy_header(proxy_protocol, proxy_source), _context(tls)
+        with _connect_errors(host):
+            self.sock: socket.socket | TLSStream = socket.create_connection((host, port), connect_timeout)
+            try:
+                self.sock.sendall(header(self.sock))
+                if context:
+                    self.sock = _secure(self.sock, context, host if tls_name is None else tls_name, connect_timeout)
+            except BaseException:
+                self.sock.close()
+                raise
         self.sock.settimeout(self.read_timeout)
         self._received = bytearray()
 
@@ -139,10 +149,16 @@ def _above_zero(name: str, seconds: float | None) -> float | None:
     return seconds and min(seconds, _LONGEST_WAIT)
 
 
-def _connect(host: str, port: int, timeout: float | None) -> socket.socket:
-    """Connect to the first address of ``host`` that accepts; raise ConnectError for the last that did not."""
-    with _connect_errors(host):
-        return socket.create_connection((host, port), timeout)
+def _proxy_header(version: str | None, source: tuple[str, int] | None) -> Callable[[socket.socket], bytes]:
+    """Return what makes the header for a connection, an empty one if none is asked for."""
+    if version is None and source is None:
+        return lambda _: b""
+    from .proxyheader import encode_v1, encode_v2  # few clients have a use for it
+
+    encode = {"v1": encode_v1, "v2": encode_v2}.get(version or "")
+    if encode is None:
+        raise ConfigError(f"proxy_protocol must be v1 or v2, not {version!r}")
+    return lambda sock: encode(source or sock.getsockname(), sock.getpeername())
 
 
 def _context(tls: ssl.SSLContext | bool | None) -> ssl.SSLContext | None:
@@ -154,19 +170,12 @@ def _context(tls: ssl.SSLContext | bool | None) -> ssl.SSLContext | None:
     return tls or None
 
 
-def _secure(
-    sock: socket.socket, context: ssl.SSLContext, host: str, name: str | None, timeout: float | None
-) -> TLSStream:
-    """Begin TLS on a connected socket; if that fails it is closed."""
+def _secure(sock: socket.socket, context: ssl.SSLContext, name: str, timeout: float | None) -> TLSStream:
+    """Begin TLS on a connected socket."""
     from .tls_stream import TLSStream
 
-    try:
-        stream = TLSStream(sock, context, host if name is None else name)
-        with _connect_errors(host):
-            stream.handshake(_LONGEST_WAIT if timeout is None else timeout)
-    except BaseException:
-        sock.close()
-        raise
+    stream = TLSStream(sock, context, name)
+    stream.handshake(_LONGEST_WAIT if timeout is None else timeout)
     return stream
 
 

@@ -18,6 +18,7 @@ from typing import IO, Any
 from processes import DEADLINE, read_all, reset
 
 from stdserve.addresses import Address
+from stdserve.proxy import ProxyHeader, ProxyParser
 
 CLIENT = [sys.executable, "-bb", "-W", "error", "-m", "stdserve.client"]
 
@@ -54,6 +55,19 @@ def over_tls(context: ssl.SSLContext, session: Session) -> Session:
                 stream.unwrap()
 
     return secured
+
+
+def behind_proxy(headers: list[ProxyHeader], session: Session) -> Session:
+    """Make a session one that begins with a header of the PROXY protocol, which is put into ``headers``."""
+
+    def told(peer: socket.socket) -> None:
+        parser = ProxyParser()
+        while (header := parser.receive_data(peer.recv(parser.wanted))) is None:
+            pass
+        headers.append(header)
+        session(peer)
+
+    return told
 
 
 def echo(peer: socket.socket) -> None:

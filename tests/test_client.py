@@ -38,6 +38,14 @@ def test_a_message_may_look_like_an_option() -> None:
         assert (0, b"--help\n", b"") == run(address, "--", "--help")
 
 
+def test_the_header_of_a_proxy_comes_first() -> None:
+    """``--proxy-protocol`` sends one, ``--proxy-source`` says whose the connection is said to be."""
+    with serving(lambda peer: peer.sendall(read_all(peer))) as address:
+        port = address.rpartition(":")[2]
+        result = run(address, "ping", "--proxy-protocol", "v1", "--proxy-source", "192.0.2.1:4711")
+    assert (0, f"PROXY TCP4 192.0.2.1 127.0.0.1 4711 {port}\r\nping\n".encode(), b"") == result
+
+
 def test_nobody_listens() -> None:
     """A closed port is ``connection refused``."""
     assert (1, b"", b"connection refused\n") == run(closed_port(), "ping")
@@ -105,6 +113,8 @@ def test_errors_without_a_reader() -> None:
         (["127.0.0.1", "ping", "--connect-timeout=-1"], "argument --connect-timeout: must be a duration"),
         (["127.0.0.1", "ping", "--connect-timeout", "0"], "connect_timeout must be above 0, not 0"),
         (["127.0.0.1", "ping", "--read-timeout", "0s"], "read_timeout must be above 0, not 0"),
+        (["127.0.0.1", "ping", "--proxy-protocol", "v3"], "argument --proxy-protocol: invalid choice: 'v3'"),
+        (["127.0.0.1", "ping", "--proxy-source", "127.0.0.1"], "--proxy-source needs --proxy-protocol"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

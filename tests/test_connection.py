@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import socket
 import threading
+from typing import Any
 
 import pytest
-from peers import closed_port, die_at_the_end, echo, full_listener, run, serving
+from peers import behind_proxy, closed_port, die_at_the_end, echo, full_listener, run, serving
 from processes import DEADLINE, read_all
 
 from stdserve.addresses import parse_address
 from stdserve.connection import Client
 from stdserve.errors import ConfigError, ConnectError, ConnectTimeout, SendError, SendTimeout
+from stdserve.proxy import ProxyHeader
 
 
 def test_ask_and_receive_line_by_line() -> None:
@@ -84,6 +86,39 @@ def test_addresses_of_every_kind() -> None:
     for convert in (str, parse_address, lambda text: (parse_address(text).host, parse_address(text).port)):
         with serving(echo) as text, Client(convert(text), connect_timeout=None, read_timeout=1e99) as client:
             assert "ping" == client.ask("ping")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_header_of_a_proxy_comes_first(version: int, host: str) -> None:
+    """It tells of a client that is somewhere else, or of this one; then come the lines."""
+    headers: list[ProxyHeader] = []
+    own = []
+
+    def session(peer: socket.socket) -> None:
+        own.append(peer.getpeername())
+        own.append(peer.getsockname())
+        echo(peer)
+
+    for source in (None, ("2001:db8::7", 4711)):
+        told: dict[str, Any] = {"proxy_protocol": f"v{version}", "proxy_source": source}
+        with serving(behind_proxy(headers, session), host) as address, Client(address, **told) as client:
+            assert "ping" == client.ask("ping")
+
+    here, there = headers
+    assert (version, *own[:2]) == (here.version, here.source, here.destination)
+    assert (version, ("2001:db8::7", 4711, 0, 0)) == (there.version, there.source)
+
+
+def test_a_header_that_cannot_be_sent() -> None:
+    """It is a mistake of the caller's, and no line is sent."""
+    arrived = []
+    wrong = pytest.raises(ConfigError, match="^the PROXY header needs IP addresses, not 'localhost'$")
+    with serving(lambda peer: arrived.append(read_all(peer))) as address, wrong:
+        Client(address, proxy_protocol="v2", proxy_source=("localhost", 1))
+    assert [b""] == arrived
+    with pytest.raises(ConfigError, match="^proxy_protocol must be v1 or v2, not 'v3'$"):
+        Client(closed_port(), proxy_protocol="v3")
 
 
 def test_errors_are_told_apart_by_type() -> None:

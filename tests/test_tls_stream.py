@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 import trustme
-from peers import echo, ended, over_tls, read_until, run, running, serving
+from peers import behind_proxy, echo, ended, over_tls, read_until, run, running, serving
 from processes import DEADLINE, eventually, peer_program, read_all, reset
 
 from stdserve.connection import Client
 from stdserve.errors import ConfigError, ConnectError, ConnectTimeout, SendError, SendTimeout
+from stdserve.proxy import ProxyHeader
 from stdserve.tls_stream import TLSStream, client_context
 from stdserve.transfer import Transfer
 
@@ -186,6 +187,15 @@ def test_what_came_with_the_handshake_is_shown(files: Files, trust: ssl.SSLConte
         Transfer(client.sock, shown.fileno(), read_timeout=DEADLINE).run()
 
 
+def test_a_proxy_says_whose_it_is_before_the_handshake(files: Files) -> None:
+    """Proxies that pass TLS on put their header in front of it."""
+    headers: list[ProxyHeader] = []
+    words = ["--proxy-protocol", "v2", "--proxy-source", "192.0.2.1:4711", "--tls-ca", files.ca]
+    with serving(behind_proxy(headers, over_tls(files.serve(), echo))) as address:
+        assert (0, b"ping\n", b"") == run(address, "ping", *words)
+    assert [("192.0.2.1", 4711)] == [header.source for header in headers]
+
+
 def test_closing_tells_the_server(files: Files, trust: ssl.SSLContext) -> None:
     """A strict server takes a client that just closes for one that has finished."""
     arrived = []
@@ -199,12 +209,19 @@ def test_closing_tells_the_server(files: Files, trust: ssl.SSLContext) -> None:
 
 
 def test_a_server_may_end_first(files: Files, trust: ssl.SSLContext) -> None:
-    """Its close_notify is an end in order; what the client has not sent by then is not."""
-    session = over_tls(files.serve(), lambda peer: peer.sendall(b"busy\n"))
-    with serving(session) as address:
-        assert (0, b"busy\n", b"") == run(address, "ping", "--tls-ca", files.ca)
-    with serving(session) as address, Client(address, tls=trust, read_timeout=DEADLINE) as client:
+    """Its close_notify is an end in order, also for who has not finished."""
+
+    def refuse(peer: socket.socket) -> None:
+        assert b"ping\n" == peer.recv(100)
+        peer.sendall(b"busy\n")
+
+    with serving(over_tls(files.serve(), refuse)) as address:
+        with_end = run(address, "ping", "--tls-ca", files.ca)
+    with serving(over_tls(files.serve(), refuse)) as address, Client(address, tls=trust) as client:
+        client.send("ping")
         assert ["busy"] == list(client.lines())
+
+    assert (0, b"busy\n", b"") == with_end
 
 
 def test_nothing_is_sent_after_the_end(files: Files, trust: ssl.SSLContext) -> None:
