@@ -19,7 +19,7 @@ from .version import __version__ as __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .client import Client
+    from .connection import Client
     from .errors import (
         ConfigError,
         ConnectError,
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "client": ("Client",),
+    "connection": ("Client",),
     "errors": ("ConfigError", "ConnectError", "OutputError", "SendError", "StartError", "StdserveError"),
     "factory": ("MODES", "create_server", "register_mode"),
     "handlers": ("ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"),

@@ -181,6 +181,30 @@ def test_the_client_sends_its_standard_input(tmp_path: Path) -> None:
         server.wait_for_output(b"one\ntwo\nthree\n")
 
 
+def client_section() -> str:
+    """What the README says of the client."""
+    return TEXT.partition("\n\nThe client also")[2].partition("\n\nA line ends")[0]
+
+
+def test_every_option_of_the_client_is_explained() -> None:
+    """Those of its help, and no others."""
+    told = client(["-m", "stdserve.client", "--help"], ("", 0)).stdout.decode()
+    options = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", told, re.MULTILINE)) - {"--help"}
+    assert {"--tls", "--proxy-source"} <= options
+    assert options == set(re.findall(r"`(--[a-z-]+)`", client_section()))
+
+
+def test_the_client_is_the_proxy_in_front() -> None:
+    """The server logs the client that the header tells of."""
+    words = re.search(r"`python (-m stdserve.client \S+ ping --proxy-protocol [^`]*)`", client_section())
+    assert words is not None
+    with ServerProcess("--proxy-protocol") as server:
+        result = client(words[1].split(), server.address)
+        assert (0, b"", b"") == (result.returncode, result.stdout, result.stderr)
+        server.wait_for_log("^open 192.0.2.1:4711")
+        server.wait_for_output(b"ping\n")
+
+
 def test_what_the_server_prints_pipes() -> None:
     """`python3 -m stdserve | grep ERROR`."""
     assert "`python3 -m stdserve | grep ERROR`" in TEXT
