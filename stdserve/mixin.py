@@ -279,7 +279,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
                     self.sessions[session.request] = session
                     del self.sessions[accepted]
         session.opened = True
-        _log.info("open %s%s", session.peer, f" subject={session.subject}" if session.subject else "")
+        _log.log(_level(session), "open %s%s", session.peer, f" subject={session.subject}" if session.subject else "")
 
     def _end_badly(self, request: Any, client_address: Any) -> None:
         """Report the exception being handled and close the connection, even if the hooks for that raise too."""
@@ -341,7 +341,8 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         if session is None:
             return
         if session.opened:
-            _log.info(
+            _log.log(
+                _level(session),
                 "close %s reason=%s lines=%d bytes=%d seconds=%.3f",
                 session.peer,
                 (session.cut_for or session.reason).value,
@@ -352,3 +353,9 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         self._admission.leave(session)
         if full or self._stopping or self._accepts_left == 0:
             self._loop.waiter.wake()
+
+
+def _level(session: Session) -> int:
+    """Return the level of a session's lines in the log: a proxy that only looks whether we live does it all day."""
+    looks = session.proxy is not None and session.proxy.local and not session.received
+    return logging.DEBUG if looks else logging.INFO

@@ -48,11 +48,13 @@ def test_the_header_says_who_the_client_is(mode: list[str], header: Callable[...
 
 
 def test_a_proxy_that_speaks_for_itself_is_the_client(mode: list[str]) -> None:
-    """A health check: LOCAL, UNKNOWN."""
+    """LOCAL, UNKNOWN; one that says nothing more is a health check, and no line in the log."""
     with behind_a_proxy(*mode) as server:
+        assert b"" == exchange(server.address, b"PROXY UNKNOWN\r\n")
         for header in (b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"):
             assert b"" == exchange(server.address, header + b"one\n")
         server.wait_for_log(r"^close 127\.0\.0\.1:\d+ reason=eof lines=1", count=2)
+        assert 2 == len([line for line in server.log if line.startswith("close")])
 
 
 @pytest.mark.parametrize(
