@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stdserve.addresses import DEFAULT_PORT, LOOPBACK, Address, format_peer, parse_address, parse_port
+from stdserve.addresses import DEFAULT_PORT, LOOPBACK, Address, connect_form, format_peer, parse_address, parse_port
 from stdserve.errors import ConfigError
 
 ports = st.integers(0, 65535)
@@ -27,6 +29,10 @@ ports = st.integers(0, 65535)
         ("[fe80::1%eth0]:65535", "fe80::1%eth0", 65535),
         ("пример.рф:80", "пример.рф", 80),
         ("host:00080", "host", 80),
+        ("*", "*", 77),
+        ("*:8000", "*", 8000),
+        ("unix.example:80", "unix.example", 80),
+        ("fd:80", "fd", 80),
     ],
 )
 def test_every_form_is_read(text: str, host: str, port: int) -> None:
@@ -35,8 +41,32 @@ def test_every_form_is_read(text: str, host: str, port: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("unix:/run/x.sock", Address("/run/x.sock", kind="unix")),
+        ("unix:relative", Address("relative", kind="unix")),
+        ("unix:///run/x.sock", Address("///run/x.sock", kind="unix")),
+        ("unix:a b:c", Address("a b:c", kind="unix")),
+        ("unix:@name", Address("@name", kind="unix")),
+        ("unix:./@file", Address("./@file", kind="unix")),
+        ("fd://3", Address("", 3, kind="fd")),
+        ("fd://0", Address("", 0, kind="fd")),
+        ("systemd", Address("", kind="systemd")),
+        ("systemd:web", Address("web", kind="systemd")),
+        ("systemd:my.socket", Address("my.socket", kind="systemd")),
+    ],
+)
+def test_what_is_no_host_is_read_by_its_first_word(text: str, address: Address) -> None:
+    """UNIX sockets by path and by abstract name, open descriptors, what systemd passes; no port fills in."""
+    assert address == parse_address(text, 77)
+    assert text == str(address)
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        *("unix:", "unix:@", "unix:a\nb", "unix:\0name", "unix:\x1b[2J", "unix:\udcff"),
+        *("fd://", "fd://x", "fd://-1", "fd://3:80", "fd://1000000000", "fd://٣", "systemd:", "systemd:a\nb"),
         *("", ":", "host:", "[::1", "[]", "[]:80", "[::1]:", "[::1]80", "[::1]]:80"),
         *("two words:80", "tab\t:80", "[ ::1]:80", "nul\0:80", "line\n:80", "nbsp\xa0:80"),
         *("host:http", "host:-1", "host:65536", "host: 80", "host:８０", "[::1]:x"),
@@ -68,15 +98,33 @@ def test_what_is_shown_can_be_typed(host: str, port: int) -> None:
     assert Address(host, port) == parse_address(str(Address(host, port)), 1)
 
 
-@given(st.text(st.sampled_from("a1.:[]% \n\u3000") | st.characters(), max_size=8))
-def test_any_text_is_an_address_or_a_config_error(text: str) -> None:
+visible = st.text(st.characters().filter(str.isprintable), min_size=1)
+
+
+@given(
+    st.builds(Address, visible.filter(lambda name: name != "@"), kind=st.just("unix"))
+    | st.builds(Address, st.just(""), st.integers(0, 999_999_999), kind=st.just("fd"))
+    | st.builds(Address, visible | st.just(""), kind=st.just("systemd"))
+)
+def test_what_is_no_host_can_be_typed_as_it_is_shown(address: Address) -> None:
+    """All that can be written on one line."""
+    assert address == parse_address(str(address))
+
+
+@given(
+    st.text(st.sampled_from("a1.:[]%*@ \n\u3000") | st.characters(), max_size=8),
+    st.sampled_from(["", "unix:", "fd://", "systemd", "systemd:", "*"]),
+)
+def test_any_text_is_an_address_or_a_config_error(text: str, scheme: str) -> None:
     """Nothing else is raised, and no address has a host that would break a line of the log."""
     try:
-        address = parse_address(text)
+        address = parse_address(scheme + text)
     except ConfigError:
         return
     assert str(address).isprintable()
-    assert address.host
+    assert address.host or address.kind in ("fd", "systemd")
+    if address.kind != "tcp":
+        assert str(address) == scheme + text or address.kind == "fd"
     assert 0 <= address.port <= 65535
 
 
@@ -121,17 +169,41 @@ def test_addresses_are_values() -> None:
     [
         (("127.0.0.1", 4000), "127.0.0.1:4000"),
         (("::1", 4000, 0, 0), "[::1]:4000"),
-        ("/run/peer.sock", "/run/peer.sock"),
+        (("unix:uid=1000", 4711), "unix:uid=1000,pid=4711"),
+        (("local", 0), "local"),
+        ("/run/x.sock", "unix:/run/x.sock"),
+        (b"\0name", "unix:@name"),
+        ("a\nb\x1b", "unix:a\\x0ab\\x1b"),
+        ("caf\udce9", "unix:caf\\xe9"),
+        (b"\0\xff\0", "unix:@\\xff\\x00"),
         ("", "local"),
         (b"", "local"),
         (None, "local"),
     ],
 )
-def test_a_peer_is_shown_as_accept_names_it(address: object, text: str) -> None:
-    """IPv4, IPv6, and Unix sockets, most of which have no name."""
+def test_what_the_system_names_is_shown_on_one_line(address: object, text: str) -> None:
+    """Clients of IPv4, IPv6 and UNIX sockets, and listeners, an abstract one by what follows its NUL (unix(7))."""
     assert text == format_peer(address)
+    assert text.isprintable()
 
 
-def test_an_abstract_unix_peer_is_shown_by_its_name() -> None:
-    """Linux gives its name as bytes after a NUL (unix(7)); neither belongs into a log."""
-    assert "b'" not in format_peer(b"\0name")
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("127.0.0.1:80", (socket.AF_UNSPEC, ("127.0.0.1", 80))),
+        ("[::1]:80", (socket.AF_UNSPEC, ("::1", 80))),
+        ("*:80", (socket.AF_UNSPEC, ("localhost", 80))),
+        ("unix:/run/x.sock", (socket.AF_UNIX, "/run/x.sock")),
+        ("unix:@name", (socket.AF_UNIX, "\0name")),
+    ],
+)
+def test_what_can_be_connected_to_has_a_form_for_that(text: str, form: object) -> None:
+    """The resolver does the rest for TCP."""
+    assert form == connect_form(parse_address(text))
+
+
+@pytest.mark.parametrize("text", ["fd://3", "systemd", "systemd:web"])
+def test_what_is_passed_to_a_server_is_nothing_to_connect_to(text: str) -> None:
+    """Told as the mistake that it is."""
+    with pytest.raises(ConfigError, match=f"^{text} can be listened on, not connected to$"):
+        connect_form(parse_address(text))
