@@ -109,13 +109,28 @@ def _explain(options: Options, addresses: Sequence[str]) -> None:
     """Tell on stderr how to try the server; only where it speaks for itself, not for a handler of the user's."""
     if options.handler != Options.handler or options.log_level in ("warning", "error"):
         return
-    host, _, port = addresses[0].rpartition(":")
+    ways = _unix_ways if addresses[0].startswith("unix:") else _tcp_ways
+    say("try it from another terminal (an empty line or exit ends a session, Ctrl-C this server):\n")
+    say("".join(f"  {way}\n" for way in ways(addresses[0])))
+
+
+def _tcp_ways(address: str) -> tuple[str, ...]:
+    host, _, port = address.rpartition(":")
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     bare = host.strip("[]")
-    say(
-        f"try it from another terminal (an empty line or exit ends a session, Ctrl-C this server):\n"
-        f"  telnet {bare} {port}\n"
-        f"  python -c \"import socket; socket.create_connection(('{bare}', {port})).sendall(b'ping')\"\n"
-        f"  python -m stdserve.client {host}:{port} ping\n"
-        f"  a browser: http://{host}:{port}\n"
+    return (
+        f"telnet {bare} {port}",
+        f"python -c \"import socket; socket.create_connection(('{bare}', {port})).sendall(b'ping')\"",
+        f"python -m stdserve.client {host}:{port} ping",
+        f"a browser: http://{host}:{port}",
     )
+
+
+def _unix_ways(address: str) -> tuple[str, ...]:
+    from shlex import quote  # here, for few servers have a socket of UNIX
+
+    path = address.removeprefix("unix:")
+    client = f"python -m stdserve.client {quote(address)} ping"
+    if path.startswith("@"):
+        return client, f"curl --abstract-unix-socket {quote(path[1:])} http://localhost/"
+    return f"nc -U {quote(path)}", client, f"curl --unix-socket {quote(path)} http://localhost/"

@@ -62,7 +62,9 @@ def create_server(
     options = make_options(options, settings)
     composed = server_class(options.mode)
     options.load()
-    opened = list(listeners) or open_listeners(options.addresses)
+    opened = list(listeners) or open_listeners(
+        options.addresses, unix_mode=options.unix_mode, reuse_port=options.reuse_port
+    )
     try:
         return composed(opened[0].getsockname(), handler, listeners=opened, options=options, sink=sink)
     except BaseException:

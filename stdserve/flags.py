@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
-__all__ = ["add_flag", "check", "flag_of", "option", "parse_count", "parse_duration", "parse_text"]
+__all__ = ["add_flag", "check", "flag_of", "option", "parse_count", "parse_duration", "parse_mode", "parse_text"]
 
 #: The longest of all durations, 23 days: poll(2) counts its milliseconds in an int.
 LONGEST_SECONDS = 2_000_000
@@ -44,6 +44,14 @@ def parse_count(text: str) -> int:
         return int(text)
     except ValueError:
         raise ConfigError(f"must be a whole number, not {text!r}") from None
+
+
+def parse_mode(text: str) -> int:
+    """Return the file mode in ``600``, ``0660`` or ``0o666``, in octal digits as chmod takes them; else ConfigError."""
+    digits = text.removeprefix("0o")
+    if re.fullmatch("0?[0-7]{1,3}", digits) is None:
+        raise ConfigError(f"must be a file mode in octal, such as 600, not {text!r}")
+    return int(digits, 8)
 
 
 def option(default: Any, *flags: str, help: str, metavar: str = "", **rules: Any) -> Any:

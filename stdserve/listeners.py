@@ -1,13 +1,13 @@
-"""Listening sockets: opened here, then passed around as values. Servers adopt them, workers inherit them."""
+"""Listening sockets: opened or adopted here, then passed around as values. Servers own them, workers inherit them."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from .addresses import Address
+from .addresses import UNIX_MODE, Address, format_peer
 from .errors import StartError
 
 TYPE_CHECKING = False
@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKLOG",
+    "address_of",
+    "adopt_listener",
+    "client_address_of",
     "close_listeners",
     "effective_backlog",
+    "family_for",
+    "leave_listeners",
     "open_listener",
     "open_listeners",
     "prepare_listener",
@@ -48,18 +53,34 @@ def effective_backlog(asked: int) -> int:
         return asked
 
 
-def open_listeners(addresses: Iterable[Address]) -> list[socket.socket]:
-    """Open a listener for every address, and for every address that a host name stands for.
+def open_listeners(
+    addresses: Iterable[Address], *, unix_mode: int = UNIX_MODE, reuse_port: bool = False
+) -> list[socket.socket]:
+    """Open a listener for every address, and for every address that a host name stands for; adopt what was passed.
 
     Listeners do not block, so that workers that share one never hang in a lost race for a client, and their
     backlog is the kernel's maximum. Optional addresses that the machine does not have are left out; one that
     asks for port 0 gets the port of the listener before it if that is free, so that ``localhost`` is one server.
-    Raises StartError, with everything closed, if any other cannot be opened.
+    ``unix_mode`` is that of UNIX sockets, ``reuse_port`` lets other servers listen on the same TCP port.
+    Raises StartError, with everything closed, adopted listeners included, if any other cannot be opened.
     """
+    wanted = [one for address in addresses for one in _both_families(address)]
     listeners: list[socket.socket] = []
     try:
-        for address in addresses:
-            listeners += _open_address(address, listeners)
+        passed: Sequence[tuple[int, str]] = ()
+        if any(address.kind == "systemd" for address in wanted):
+            from .systemd import listen_fds  # here, for few starts need it
+
+            passed = listen_fds()
+        for address in wanted:
+            if address.kind == "unix":
+                listeners.append(_open_unix(address, unix_mode))
+            elif address.kind == "tcp":
+                listeners += _open_tcp(address, listeners, reuse_port)
+            else:
+                fds = [address.port] if address.kind == "fd" else _fds_named(address, passed)
+                for fd in fds:
+                    listeners.append(_adopt(address, fd, listeners))
         if not listeners:
             raise StartError("cannot listen: the machine has none of the addresses asked for")
     except BaseException:
@@ -74,7 +95,72 @@ def close_listeners(listeners: Iterable[socket.socket]) -> None:
         listener.close()
 
 
-def open_listener(family: int, where: tuple[Any, ...]) -> socket.socket:
+def leave_listeners(listeners: Iterable[socket.socket]) -> None:
+    """Close each listener for this process only, in which it was made and another one serves: its file stays."""
+    for listener in listeners:
+        socket.socket.close(listener)
+
+
+def address_of(listener: socket.socket) -> tuple[str, int] | str:
+    """Return where to connect: (host, port), or for a UNIX socket the text that ``parse_address`` reads."""
+    name = listener.getsockname()
+    return name[:2] if isinstance(name, tuple) else format_peer(name)
+
+
+def family_for(address: Any, default: int) -> int:
+    """Return the family of a socket address as ``bind`` takes it: ``default``, unless it cannot be that.
+
+    ``address_family`` of the standard library's servers is AF_INET for every address (cpython gh-64414).
+    """
+    if default != socket.AF_INET:
+        return default
+    if isinstance(address, str | bytes):
+        return socket.AF_UNIX
+    return socket.AF_INET6 if ":" in address[0] else default
+
+
+def client_address_of(accepted: socket.socket, address: Any) -> Any:
+    """Return ``address``, as accept gave it, in the form that handlers get: a tuple of a host and a number.
+
+    An IPv4 client of an IPv6 listener has its IPv4 address, not ``::ffff:127.0.0.1``. A client over a UNIX socket,
+    whose address is empty (http.server's handler fails on its first character), has what ``unix.client_of`` gives.
+    """
+    if not isinstance(address, tuple):
+        from .unix import client_of  # here, for few servers need it
+
+        return client_of(accepted)
+    host = address[0]
+    return (host[7:], address[1]) if host.startswith("::ffff:") and "." in host else address
+
+
+def adopt_listener(fd: int) -> socket.socket:
+    """Return the listener that is open as ``fd`` already, of whatever family the kernel says it is.
+
+    Its descriptor is closed with it, and on exec. Raises OSError, and leaves the descriptor alone, where that is no
+    stream socket of TCP or UNIX that listens.
+    """
+    try:
+        listener = socket.socket(fileno=fd)
+    except OSError as error:
+        told = {errno.EBADF: "it is not open", errno.ENOTSOCK: "it is no socket"}
+        raise OSError(error.errno, told.get(error.errno or 0, error.strerror)) from None
+    try:
+        if listener.family not in (socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None)):
+            raise OSError(errno.EAFNOSUPPORT, "it is no socket of TCP or UNIX")
+        if listener.type != socket.SOCK_STREAM:
+            raise OSError(errno.EPROTOTYPE, "it is no stream socket")
+        if not _listens(listener):
+            raise OSError(errno.EINVAL, "it does not listen")
+        listener.set_inheritable(False)
+        listener.listen(BACKLOG)  # as gunicorn does: whoever made it may have thought of five clients
+        prepare_listener(listener)
+    except BaseException:
+        listener.detach()
+        raise
+    return listener
+
+
+def open_listener(family: int, where: tuple[Any, ...], reuse_port: bool = False) -> socket.socket:
     """Bind and listen at a socket address; raise OSError.
 
     A port in its closing wait is taken over at once on POSIX; on Windows, where SO_REUSEADDR would let a second
@@ -86,6 +172,8 @@ def open_listener(family: int, where: tuple[Any, ...]) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         else:  # pragma: no cover - Windows
             listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)  # noqa: B009
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(where)
@@ -112,31 +200,84 @@ def prepare_listener(listener: socket.socket) -> None:
                 listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _open_address(address: Address, before: list[socket.socket]) -> list[socket.socket]:
-    port = before[-1].getsockname()[1] if address.optional and address.port == 0 and before else address.port
+def _listens(listener: socket.socket) -> bool:
+    try:
+        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:  # pragma: no cover - a system that does not tell (xnu)
+        return True
+
+
+def _both_families(address: Address) -> tuple[Address, ...]:
+    if address.kind != "tcp" or address.host != "*":
+        return (address,)
+    return Address("0.0.0.0", address.port), Address("::", address.port, optional=True)
+
+
+def _open_unix(address: Address, mode: int) -> socket.socket:
+    from .unix import listen_unix  # here, for few starts need it
+
+    try:
+        listener = listen_unix(address.host, mode, BACKLOG)
+    except OSError as error:
+        raise StartError(f"cannot listen on {address}: {error.strerror}") from None
+    prepare_listener(listener)
+    return listener
+
+
+def _fds_named(address: Address, passed: Sequence[tuple[int, str]]) -> list[int]:
+    fds = [fd for fd, name in passed if address.host in ("", name)]
+    if not fds:
+        names = ", ".join(sorted({repr(name) for _, name in passed}))
+        which = f"the sockets that were passed are named {names}" if names else "no sockets were passed to this process"
+        raise StartError(f"cannot listen on {address}: {which}")
+    return fds
+
+
+def _adopt(address: Address, fd: int, before: Sequence[socket.socket]) -> socket.socket:
+    what = str(address) if address.kind == "fd" else f"{address}, descriptor {fd}"
+    if fd in [listener.fileno() for listener in before]:
+        raise StartError(f"cannot listen on {what}: it is listened on already")
+    try:
+        return adopt_listener(fd)
+    except OSError as error:
+        raise StartError(f"cannot listen on {what}: {error.strerror}") from None
+
+
+def _open_tcp(address: Address, before: Sequence[socket.socket], reuse_port: bool) -> list[socket.socket]:
+    port = address.port
+    if address.optional and port == 0 and before and isinstance(near := address_of(before[-1]), tuple):
+        port = near[1]
     opened: list[socket.socket] = []
+    missing: OSError | None = None
     try:
         for family, host, *scope in _resolve(address.host):
-            opened.append(_open_at(family, (host, port, *scope), any_port=address.port == 0))
+            try:
+                opened.append(_open_at(family, (host, port, *scope), address.port == 0, reuse_port))
+            except OSError as error:
+                # "localhost" has an address of IPv6 also where that is off; one of its addresses is enough.
+                if error.errno not in _FAMILY_MISSING or not (address.optional or family == socket.AF_INET6):
+                    raise
+                missing = error
+                continue
             port = opened[-1].getsockname()[1]
+        if missing and not opened and not address.optional:
+            raise missing
     except (OSError, UnicodeError) as error:  # the latter for a name that DNS cannot carry, such as "a..b"
         close_listeners(opened)
         code = getattr(error, "errno", None)
-        if address.optional and code in _FAMILY_MISSING:
-            return []
         reason = _REASONS.get(code or 0) or getattr(error, "strerror", None) or str(error)
         raise StartError(f"cannot listen on {address}: {reason}") from None
     return opened
 
 
-def _open_at(family: int, where: tuple[Any, ...], any_port: bool) -> socket.socket:
+def _open_at(family: int, where: tuple[Any, ...], any_port: bool, reuse_port: bool) -> socket.socket:
     try:
-        return open_listener(family, where)
+        return open_listener(family, where, reuse_port)
     except OSError as error:
         # The port was the idea of the listener before; where it is taken, any free one will do.
         if error.errno != errno.EADDRINUSE or not any_port:
             raise
-        return open_listener(family, (where[0], 0, *where[2:]))
+        return open_listener(family, (where[0], 0, *where[2:]), reuse_port)
 
 
 def _resolve(host: str) -> list[tuple[Any, ...]]:

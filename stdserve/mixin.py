@@ -21,7 +21,7 @@ from .access import Admission
 from .addresses import format_peer
 from .errors import OutputError, PeerError
 from .interrupts import StopNow, breaks_off
-from .listeners import BACKLOG, close_listeners, prepare_listener
+from .listeners import BACKLOG, address_of, client_address_of, close_listeners, family_for, prepare_listener
 from .options import Options
 from .preamble import Preamble
 from .protocol import EndReason
@@ -109,6 +109,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
             self.address_family = self.socket.family
             self._name_server()
         else:
+            self.address_family = family_for(server_address, self.address_family)
             super().__init__(server_address, RequestHandlerClass, bind_and_activate)
 
     @cached_property
@@ -136,7 +137,8 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
 
     def _name_server(self) -> None:
         # What handlers written for HTTPServer look for.
-        self.server_name, self.server_port = self.socket.getsockname()[:2]
+        name = address_of(self.socket)
+        self.server_name, self.server_port = ("localhost", 0) if isinstance(name, str) else name
 
     def server_activate(self) -> None:
         """Listen; never block in accept, where a client may have gone, or to another worker."""
@@ -164,7 +166,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         request = SessionSocket.adopt(accepted)
         request.max_line = self.options.max_line
         request.setblocking(True)  # on the BSDs it inherits the listener's mode
-        return request, client_address
+        return request, client_address_of(request, client_address)
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until ``shutdown`` or ``request_stop``, then end the sessions and return.
@@ -174,7 +176,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         """
         self._at_rest.clear()
         self._serving_thread = threading.get_ident()
-        polled = type(self).service_actions is not ServerMixin.service_actions
+        polled = getattr(self.service_actions, "__func__", None) is not ServerMixin.service_actions
         patience = self.options.graceful_timeout
         try:
             try:

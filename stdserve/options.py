@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, fields, replace
 from functools import cached_property
 
-from .addresses import DEFAULT_PORT, LOOPBACK, Address, parse_address, parse_port
+from .addresses import DEFAULT_PORT, LOOPBACK, UNIX_MODE, Address, parse_address, parse_port
 from .errors import ConfigError
-from .flags import add_flag, check, option, parse_count, parse_duration, parse_text
+from .flags import add_flag, check, option, parse_count, parse_duration, parse_mode, parse_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,9 +46,24 @@ class Options:
         (),
         "-b",
         "--bind",
-        help="address to listen on: HOST, HOST:PORT or [V6]:PORT; repeatable (default: loopback, IPv4 and IPv6)",
+        help="address to listen on: HOST, HOST:PORT, [V6]:PORT, * or *:PORT (all interfaces, IPv4 and IPv6), unix:PATH,"
+        " unix:@NAME, fd://N, systemd or systemd:NAME; repeatable (default: loopback, IPv4 and IPv6)",
         metavar="ADDRESS",
         repeat=True,
+    )
+    unix_mode: int = option(
+        UNIX_MODE,
+        "--unix-mode",
+        help="who may connect to unix:PATH, as a file mode in octal (default: 600, the server's own user)",
+        metavar="MODE",
+        parse=parse_mode,
+        least=0,
+        most=0o777,
+    )
+    reuse_port: bool = option(
+        False,
+        "--reuse-port",
+        help="let other servers listen on the same TCP port; the kernel spreads clients over them",
     )
     mode: str = option("thread", "--mode", help="single, thread or fork (default: %(default)s)", metavar="MODE")
     workers: int = option(
@@ -103,7 +118,7 @@ class Options:
     max_conns_per_ip: int | None = option(
         None,
         "--max-conns-per-ip",
-        help="sessions at a time from one address; more are refused (default: no limit)",
+        help="sessions at a time from one address (over unix:PATH, of one user); more are refused (default: no limit)",
         metavar="N",
         parse=parse_count,
         least=1,
@@ -201,9 +216,11 @@ class Options:
                 object.__setattr__(self, field.name, (value,) if isinstance(value, str) else tuple(value))
             check(field, getattr(self, field.name))
         try:
-            _ = self.addresses
+            addresses = self.addresses
         except ConfigError as error:
             raise ConfigError(f"--bind {error}") from None
+        if self.reuse_port and all(address.kind != "tcp" for address in addresses):
+            raise ConfigError("--reuse-port is for TCP: no --bind is a host")
         if self.raw and self.format == "json":
             raise ConfigError("--raw and --format json exclude each other: JSON cannot carry bytes as they came")
         if self.once and self.workers > 1:

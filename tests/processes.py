@@ -157,8 +157,17 @@ class ServerProcess:
 
 
 def connect(address: Any) -> socket.socket:
-    """Return a connection whose every wait has a deadline."""
-    return socket.create_connection(address, DEADLINE)
+    """Return a connection, to (host, port) or the text ``unix:PATH``, whose every wait has a deadline."""
+    if not isinstance(address, str):
+        return socket.create_connection(address, DEADLINE)
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(DEADLINE)
+    try:
+        client.connect(address.removeprefix("unix:").replace("@", "\0", address.startswith("unix:@")))
+    except BaseException:
+        client.close()
+        raise
+    return client
 
 
 def read_all(client: socket.socket) -> bytes:

@@ -26,13 +26,13 @@ FLOORS = {
     for floor, names in enumerate(
         [
             "errors escaping browser version",
-            "protocol proxyheader networks addresses systemd flags logs terminal waiting interrupts targets streams",
+            "protocol proxyheader networks addresses systemd flags logs terminal waiting interrupts targets streams unix",
             "proxy listeners tls tls_stream metrics sink sessions threads children accepting",
             "options seats",
             "handlers access supervisor status connection stopping",
             "preamble transfer",
             "mixin client",
-            "servers",
+            "servers heartbeat",
             "factory",
             "running",
             "runner testing bench",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stdserve.addresses import Address
 from stdserve.errors import ConfigError
-from stdserve.flags import parse_duration
+from stdserve.flags import parse_duration, parse_mode
 from stdserve.options import Options, add_flags, option_fields, parse_options
 
 #: A value other than the default for each option: as words of a command line, and as it is then.
@@ -22,6 +22,8 @@ SETTINGS: dict[str, tuple[list[str], Any]] = {
     "port": (["9000"], 9000),
     "bind": (["--bind", "localhost", "-b", "[::1]:80"], ("localhost", "[::1]:80")),
     "mode": (["--mode", "fork"], "fork"),
+    "unix_mode": (["--unix-mode", "660"], 0o660),
+    "reuse_port": (["--reuse-port"], True),
     "workers": (["-w", "3"], 3),
     "handler": (["--handler", "module:Class"], "module:Class"),
     "framing": (["--framing", "chunk"], "chunk"),
@@ -114,6 +116,8 @@ def test_defaults_that_help_spells_out_are_true() -> None:
     """A duration reads better as 30s than as 30.0; it is the same."""
     texts = {option.name: option.metadata["help"] for option in option_fields()}
 
+    assert "(default: 600," in texts["unix_mode"]
+    assert 0o600 == Options().unix_mode
     assert "(default: 30s)" in texts["graceful_timeout"]
     assert parse_duration("30s") == Options().graceful_timeout
     assert "(default: 2s)" in texts["linger_timeout"]
@@ -143,7 +147,9 @@ def test_defaults_that_help_spells_out_are_true() -> None:
         ({"port": -1}, "port must be at least 0 and at most 65535, not -1"),
         ({"port": 65536}, "port must be at least 0 and at most 65535, not 65536"),
         ({"port": None}, "port must be a whole number, not None"),
-        ({"bind": "[::1"}, "--bind address must be HOST:PORT or [V6]:PORT, not '[::1'"),
+        ({"bind": "[::1"}, "--bind address must be HOST:PORT, [V6]:PORT, *:PORT, unix:PATH, unix:@NAME, "),
+        ({"unix_mode": 0o1000}, "--unix-mode must be at least 0 and at most 511, not 512"),
+        ({"reuse_port": True, "bind": ["unix:a", "fd://3"]}, "--reuse-port is for TCP: no --bind is a host"),
         ({"bind": ["localhost", "localhost:x"]}, "--bind port must be a number from 0 to 65535, not 'x'"),
         ({"raw": True, "format": "json"}, "--raw and --format json exclude each other"),
         ({"once": True, "workers": 2}, "--once and --workers exclude each other"),
@@ -231,6 +237,7 @@ def test_options_do_not_change() -> None:
         ({"bind": "localhost"}, [Address("localhost", 10001)]),
         ({"bind": ":80", "port": 9000}, [Address("0.0.0.0", 80)]),
         ({"bind": ["localhost", "[::1]:80"], "port": 9000}, [Address("localhost", 9000), Address("::1", 80)]),
+        ({"bind": ["*", "unix:x"], "port": 9000}, [Address("*", 9000), Address("x", kind="unix")]),
     ],
 )
 def test_addresses_are_the_bound_ones_or_loopback(values: dict[str, Any], addresses: list[Address]) -> None:
@@ -256,5 +263,22 @@ def test_what_is_no_duration_is_quoted_back(text: str) -> None:
     """Nothing is guessed."""
     with pytest.raises(ConfigError, match="must be a duration") as caught:
         parse_duration(text)
+
+    assert str(caught.value).endswith(repr(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"), [("600", 0o600), ("0660", 0o660), ("0o666", 0o666), ("0", 0), ("777", 0o777)]
+)
+def test_a_mode_is_octal_as_chmod_has_it(text: str, mode: int) -> None:
+    """With or without Python's prefix."""
+    assert mode == parse_mode(text)
+
+
+@pytest.mark.parametrize("text", ["", "8", "-1", "1777", "u+rw", "0x1f", "6 0", "٦", "0o", "00600"])
+def test_what_is_no_mode_is_quoted_back(text: str) -> None:
+    """Nothing above 777: a socket has no use for the other bits."""
+    with pytest.raises(ConfigError, match="must be a file mode in octal") as caught:
+        parse_mode(text)
 
     assert str(caught.value).endswith(repr(text))
