@@ -12,7 +12,7 @@ from .addresses import format_peer
 from .interrupts import hold_stops
 from .listeners import BACKLOG, close_listeners, effective_backlog, open_listeners
 from .options import BUILT_IN_MODES, Options, make_options
-from .sink import open_sink
+from .sink import Sink, open_sink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def serve(
     handler = handler or _load_foreign(options)
     sink = open_sink(options.output, format=options.format, raw=options.raw)
     try:
-        listeners = open_listeners(options.addresses)
+        listeners = open_listeners(options.addresses, unix_mode=options.unix_mode, reuse_port=options.reuse_port)
         try:
             _run(partial(_announce, options, listeners, ready), handler, options, listeners, sink)
         finally:
@@ -68,18 +68,26 @@ def _load_foreign(options: Options) -> Handler | None:
     return load_handler(options.handler)
 
 
-def _run(announce: Callable[[], None], handler: Handler | None, options: Options, *parts: Any) -> None:
+def _run(
+    announce: Callable[[], None],
+    handler: Handler | None,
+    options: Options,
+    listeners: Sequence[socket.socket],
+    sink: Sink,
+) -> None:
     if options.workers > 1:
+        from .heartbeat import service_heartbeat
         from .running import run_workers
 
-        run_workers(announce, handler, options, *parts)
+        run_workers(announce, handler, options, listeners, sink, service_heartbeat(listeners))
         return
     # Half of the start is still to be done; clients that come meanwhile wait in the backlog, and so does a stop.
     with hold_stops():
         announce()
+        from .heartbeat import service_heartbeat
         from .running import run_alone
 
-        run_alone(handler, options, *parts)
+        run_alone(handler, options, listeners, sink, heartbeat=service_heartbeat(listeners))
 
 
 def _announce(options: Options, listeners: Sequence[socket.socket], ready: Callable[[list[str]], None] | None) -> None:

@@ -18,6 +18,7 @@ from types import FrameType
 from .errors import OutputError, StartError, StdserveError
 from .factory import create_server
 from .handlers import PrintHandler
+from .heartbeat import Heartbeat
 from .interrupts import STOP_SIGNALS, StopNow, let_stops
 from .listeners import close_listeners
 from .mixin import ServerMixin
@@ -50,15 +51,17 @@ def run_alone(
     listeners: Sequence[socket.socket],
     sink: Sink,
     stop_signals: Sequence[int] = STOP_SIGNALS,
+    heartbeat: Heartbeat | None = None,
 ) -> None:
     """Serve in this process until one of ``stop_signals``; raise OutputError when the output takes no more."""
+    heartbeat = heartbeat or Heartbeat()
     server = create_server(handler or PrintHandler, options=options, listeners=listeners, sink=sink)
     server.close_on_stop = True
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        with _signals_stop(server, stop_signals):
-            server.serve_forever()
+        with _signals_stop(server, stop_signals, heartbeat.stopping), heartbeat.of(server) as poll_interval:
+            server.serve_forever(poll_interval)
     finally:
         sys.setswitchinterval(before)
         server.server_close()
@@ -70,19 +73,37 @@ def run_workers(
     options: Options,
     listeners: Sequence[socket.socket],
     sink: Sink,
+    heartbeat: Heartbeat | None = None,
 ) -> None:
-    """Serve in ``options.workers`` processes, call ``ready()`` when they are started; raise OutputError, StartError."""
+    """Serve in ``options.workers`` processes, call ``ready()`` when all of them do; raise OutputError, StartError."""
     from .supervisor import Supervisor  # here, for the sake of a quick start without workers
 
-    supervisor = Supervisor(
+    heart = heartbeat or Heartbeat()
+
+    def work(beat: Callable[[], None]) -> int:
         # A worker leaves SIGINT alone: Ctrl-C reaches it too, and would be the first of two signals to stop.
-        partial(status_of, run_alone, handler, options, listeners, sink, (signal.SIGTERM,)),
+        parts = handler, options, listeners, sink, (signal.SIGTERM,), Heartbeat(beat, beat, heart.seconds)
+        return status_of(run_alone, *parts)
+
+    def stopping() -> None:
+        heart.stopping()
+        close_listeners(listeners)
+
+    supervisor = Supervisor(
+        work,
         options.workers,
         fatal=(_FAILED, _UNSTARTED),
         patience=options.graceful_timeout + GRACE,
-        stopping=partial(close_listeners, listeners),
+        stopping=stopping,
+        alive=heart.beat if heart.seconds else None,
+        beat_seconds=heart.seconds or 0.0,
     )
-    status = supervisor.run(ready)
+
+    def serving() -> None:
+        ready()
+        heart.ready()
+
+    status = supervisor.run(serving)
     if error := sink.error:
         raise error
     if status:
@@ -102,7 +123,7 @@ def status_of(run: Callable[..., None], *arguments: Any) -> int:
 
 
 @contextmanager
-def _signals_stop(server: ServerMixin, stop_signals: Sequence[int]) -> Iterator[None]:
+def _signals_stop(server: ServerMixin, stop_signals: Sequence[int], stopping: Callable[[], None]) -> Iterator[None]:
     """Let signals stop ``server``: the first asks, the second and the alarm after the deadline insist."""
     asked = False
 
@@ -112,6 +133,7 @@ def _signals_stop(server: ServerMixin, stop_signals: Sequence[int]) -> Iterator[
             raise StopNow
         asked = True
         server.request_stop()
+        stopping()
         # A handler that keeps the main thread (mode single) keeps the accept loop from seeing the deadline.
         if hasattr(signal, "setitimer"):  # pragma: no branch - Windows has no alarm
             before[signal.SIGALRM] = signal.signal(signal.SIGALRM, stop)

@@ -12,7 +12,7 @@ from functools import partial
 from .children import fork_child, ignore_signal
 from .errors import OutputError, StdserveError
 from .factory import create_server, server_class
-from .listeners import close_listeners, open_listeners
+from .listeners import address_of, close_listeners, leave_listeners, open_listeners
 from .mixin import ServerMixin
 from .options import Options, make_options
 from .running import GRACE, run_alone, run_workers, status_of
@@ -29,17 +29,18 @@ __all__ = ["Serving", "serving"]
 class Serving:
     """A server that runs beside the test that wants it.
 
-    ``addresses`` are its (host, port) pairs, ``address`` the first; ``server`` is the server object where it runs in
-    this process, None where it runs in its own (mode fork, or workers).
+    ``addresses`` are its (host, port) pairs, for a UNIX socket the text ``unix:PATH``, ``address`` the first, all as
+    ``Client`` takes them; ``server`` is the server object where it runs in this process, None where it runs in its
+    own (mode fork, or workers).
     """
 
     def __init__(self, listeners: Sequence[socket.socket], server: ServerMixin | None) -> None:
-        self.addresses: list[tuple[str, int]] = [listener.getsockname()[:2] for listener in listeners]
+        self.addresses: list[tuple[str, int] | str] = [address_of(listener) for listener in listeners]
         self.server = server
 
     @property
-    def address(self) -> tuple[str, int]:
-        """The (host, port) to connect to."""
+    def address(self) -> tuple[str, int] | str:
+        """The (host, port), or ``unix:PATH``, to connect to."""
         return self.addresses[0]
 
 
@@ -62,7 +63,7 @@ def serving(
     handler = handler or load_handler(options.handler)
     sink = open_sink(options.output, format=options.format, raw=options.raw)
     try:
-        listeners = open_listeners(options.addresses)
+        listeners = open_listeners(options.addresses, unix_mode=options.unix_mode, reuse_port=options.reuse_port)
         try:
             run = _apart if options.workers > 1 or server_class(options.mode).forks else _beside
             with run(handler, options, listeners, sink) as server:
@@ -102,7 +103,7 @@ def _apart(handler: Handler, options: Options, listeners: Sequence[socket.socket
     live = partial(status_of, run, handler, options, listeners, sink)
     child = fork_child(live, {signal.SIGINT: ignore_signal}, born=lambda child: None)
     server = Serving(listeners, None)
-    close_listeners(listeners)
+    leave_listeners(listeners)
     try:
         yield server
     finally:

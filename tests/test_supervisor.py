@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -82,14 +83,15 @@ import logging, os, signal, sys, threading
 from stdserve.supervisor import Supervisor
 logging.basicConfig(level="DEBUG", format="%(message)s", stream=sys.stderr)
 {work}
-supervisor = Supervisor(work, {count}, patience={patience}, fatal=(3,))
+def alive(): print("alive", flush=True)
+supervisor = Supervisor(work, {count}, patience={patience}, fatal=(3,){more})
 sys.exit(supervisor.run(lambda: print("ready", flush=True)))
 """
 
 
-def script(work: str, count: int = 1, patience: float = 5) -> ServerProcess:
+def script(work: str, count: int = 1, patience: float = 5, more: str = "") -> ServerProcess:
     """A supervisor of workers that do as they are told here."""
-    code = SCRIPT.format(work=work, count=count, patience=patience)
+    code = SCRIPT.format(work=work, count=count, patience=patience, more=more)
     return ServerProcess(port=None, command=(sys.executable, "-c", code))
 
 
@@ -99,21 +101,95 @@ def test_a_fatal_status_stops_everything() -> None:
         "reader, writer = os.pipe()\n"
         "os.write(writer, b'x')\n"
         "os.set_blocking(reader, False)\n"
-        "def work():\n"
+        "def work(beat):\n"
         "    try:\n"
         "        os.read(reader, 1)\n"
         "    except BlockingIOError:\n"
-        "        return signal.pause()\n"
+        "        return beat() or signal.pause()\n"
         "    return 3\n"
     )
     with script(work, count=2) as supervisor:
         assert 3 == supervisor.wait()
-        assert b"ready\n" == supervisor.output
+        assert b"" == supervisor.output
+
+
+def test_ready_is_told_once_when_the_last_of_all_workers_serves() -> None:
+    """Not before, though the others do; and not again for one that takes another's place."""
+    work = (
+        "reader, writer = os.pipe()\n"
+        "os.write(writer, b'xx')\n"
+        "def work(beat):\n"
+        "    os.read(reader, 1)\n"
+        "    beat()\n"
+        "    print('serves', flush=True)\n"
+        "    signal.pause()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: os.write(writer, b'xx'))\n"
+    )
+    with script(work, count=3) as supervisor:
+        eventually(lambda: supervisor.output.count(b"serves") == 2)
+        assert b"ready" not in supervisor.output
+        supervisor.process.send_signal(signal.SIGUSR1)
+        supervisor.wait_for_output(b"ready\n")
+        os.kill(children_of(supervisor.pid)[0], signal.SIGKILL)
+        eventually(lambda: supervisor.output.count(b"serves") == 4)
+        assert 0 == supervisor.stop()
+        assert 1 == supervisor.output.count(b"ready")
+
+
+def test_it_says_that_all_is_alive_only_while_every_worker_beats() -> None:
+    """A worker that is stuck silences it, for as long as that lasts; one that died is replaced, no more."""
+    work = "import select\ndef work(beat):\n    while True:\n        beat()\n        select.select([], [], [], 0.05)\n"
+    with script(work, count=2, more=", alive=alive, beat_seconds=0.1") as supervisor:
+        supervisor.wait_for_output(b"alive\nalive\n")
+        first, second = children_of(supervisor.pid)
+        os.kill(first, signal.SIGSTOP)
+        silent_for_a_second(supervisor)
+        os.kill(first, signal.SIGCONT)
+        supervisor.wait_for_output(supervisor.output + b"alive\nalive\n")
+        os.kill(second, signal.SIGKILL)
+        supervisor.wait_for_log("worker .* started", count=3)
+        supervisor.wait_for_output(supervisor.output + b"alive\nalive\n")
+        assert 0 == supervisor.stop()
+
+
+def silent_for_a_second(process: ServerProcess) -> None:
+    """Return when nothing was written for that long."""
+    before, pause = b"", threading.Event()
+    while before != process.output:
+        before = process.output
+        pause.wait(1)
+
+
+def test_a_heart_that_beats_too_fast_or_stops_costs_nothing() -> None:
+    """What does not fit the pipe is not needed; an end that was closed is not waited for."""
+    work = (
+        "def work(beat):\n"
+        "    os.kill(os.getppid(), signal.SIGSTOP)\n"
+        "    for _ in range(70000): beat()\n"
+        "    os.kill(os.getppid(), signal.SIGCONT)\n"
+        "    print('beaten', flush=True)\n"
+        "    os.closerange(3, 100)\n"
+        "    beat()\n"
+        "    signal.pause()\n"
+    )
+    with script(work) as supervisor:
+        supervisor.wait_for_output(b"ready\n")
+        supervisor.wait_for_output(b"beaten\n")
+        started = cpu_seconds(supervisor.pid)
+        threading.Event().wait(1)
+        assert cpu_seconds(supervisor.pid) - started < 0.5
+        assert 0 == supervisor.stop()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_worker_that_raises_is_logged_and_started_again_later_and_later() -> None:
     """With its traceback; the wait doubles."""
-    with script("def work():\n    raise LookupError('no work')") as supervisor:
+    with script("def work(beat):\n    raise LookupError('no work')") as supervisor:
         for wait in ("0.1", "0.2", "0.4"):
             supervisor.wait_for_log(f"error worker .* ended with status 70; another starts in {wait} s")
         supervisor.wait_for_log("LookupError: no work")
@@ -123,7 +199,7 @@ def test_a_worker_that_raises_is_logged_and_started_again_later_and_later() -> N
 def test_workers_that_do_not_end_are_killed_at_the_deadline() -> None:
     """SIGTERM was not enough."""
     work = (
-        "def work():\n"
+        "def work(beat):\n"
         "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "    print('deaf', flush=True)\n"
         "    signal.pause()"
@@ -138,7 +214,7 @@ def test_workers_that_do_not_end_are_killed_at_the_deadline() -> None:
 def test_every_signal_is_passed_on() -> None:
     """The first lets workers finish; what a second one means is theirs to know."""
     work = (
-        "def work():\n"
+        "def work(beat):\n"
         "    count = []\n"
         "    signal.signal(signal.SIGTERM, lambda *_: (count.append(1), print('told', flush=True)))\n"
         "    print('up', flush=True)\n"
@@ -155,7 +231,7 @@ def test_every_signal_is_passed_on() -> None:
 
 def test_where_no_pidfd_can_be_had_workers_are_reaped_all_the_same() -> None:
     """By looking now and then."""
-    with script("del os.pidfd_open\ndef work():\n    signal.pause()", count=2) as supervisor:
+    with script("del os.pidfd_open\ndef work(beat):\n    signal.pause()", count=2) as supervisor:
         supervisor.wait_for_log("worker .* started", count=2)
         os.kill(children_of(supervisor.pid)[0], signal.SIGKILL)
         supervisor.wait_for_log("ended by SIGKILL")
