@@ -135,8 +135,8 @@ def _is_host(host: str, bracketed: bool) -> bool:
 def connect_form(address: Address) -> tuple[int, Any]:
     """Return the family and the socket address to connect to; raise ConfigError where there is nothing to connect to.
 
-    A UNIX socket is (AF_UNIX, path), the path of an abstract one beginning with a NUL. TCP is (AF_UNSPEC, (host, port)):
-    the host is for the resolver, as in ``socket.create_connection``; "*" is this machine.
+    A UNIX socket is (AF_UNIX, path), the path of an abstract one beginning with a NUL. TCP is (AF_UNSPEC, (host,
+    port)), whose host is for the resolver, as in ``socket.create_connection``; "*" is this machine.
     """
     import socket  # here, since all the rest is text
 

@@ -86,7 +86,7 @@ class Supervisor:
         self._waiter = Waiter()
 
     def run(self, ready: Callable[[], None]) -> int:
-        """Start the workers, call ``ready()`` when all serve, return when all have ended: 0, or the fatal status of one.
+        """Start the workers, call ``ready()`` when all serve, return when all have ended: 0, or one's fatal status.
 
         To be called in the main thread, before any other thread runs. The caller's signal handlers come back.
         """

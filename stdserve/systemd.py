@@ -61,7 +61,7 @@ def notify(*states: str) -> None:
 
 
 def watchdog_seconds() -> float | None:
-    """Return the seconds within which ``WATCHDOG=1`` is to be said again and again (WatchdogSec=); None if not to us."""
+    """Return the seconds within which ``WATCHDOG=1`` is to be said each time (WatchdogSec=); None if not by us."""
     usec = os.environ.get("WATCHDOG_USEC", "")
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None

@@ -5,22 +5,28 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from processes import DEADLINE, connect, peer_program
+from processes import DEADLINE, connect, eventually, peer_program
 from test_children import run_forking, run_script
 
 from stdserve.addresses import LOOPBACK, Address
 from stdserve.errors import StartError
 from stdserve.listeners import (
     BACKLOG,
+    address_of,
+    adopt_listener,
+    client_address_of,
     close_listeners,
     effective_backlog,
+    family_for,
     open_listener,
     open_listeners,
     prepare_listener,
@@ -181,22 +187,178 @@ def test_an_address_that_the_machine_may_lack_is_left_out() -> None:
 
 @linux_only
 def test_a_machine_without_ipv6_listens_on_ipv4() -> None:
-    """Tried where the kernel has IPv6 switched off for a network of our own."""
+    """Tried where the kernel has IPv6 switched off for a network of our own: by default, by name, on all interfaces.
+
+    What is wanted of IPv6 alone is an error all the same.
+    """
     peer_program("unshare")
     finished = run_in_namespaces(
         """
-        from stdserve.addresses import LOOPBACK
+        from stdserve.addresses import LOOPBACK, parse_address
+        from stdserve.errors import StartError
         from stdserve.listeners import close_listeners, open_listeners
 
-        listeners = open_listeners(LOOPBACK)
-        print(*(listener.getsockname()[0] for listener in listeners))
-        close_listeners(listeners)
+        for addresses in (LOOPBACK, [parse_address("localhost:0")], [parse_address("*:0")]):
+            listeners = open_listeners(addresses)
+            print(listeners[0].getsockname()[0])
+            close_listeners(listeners)
+        try:
+            open_listeners([parse_address("[::1]:0")])
+        except StartError as error:
+            print(error)
         """,
         "ip link set lo up && echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6",
         "--net",
     )
 
-    assert "127.0.0.1\n" == finished
+    told = "cannot listen on [::1]:0: no such address on this machine"
+    assert ["127.0.0.1", "127.0.0.1", "0.0.0.0", told] == finished.splitlines()
+
+
+def accepted_from(listener: socket.socket, address: object) -> tuple[Any, Any]:
+    """Connect, and return the client's address as a handler gets it, and as the client has it."""
+    with connect(address) as client:
+        eventually(lambda: bool(select.select([listener], [], [], 1)[0]))
+        accepted, theirs = listener.accept()
+        with accepted:
+            return client_address_of(accepted, theirs), client.getsockname()
+
+
+@needs_ipv6
+def test_all_interfaces_are_those_of_both_families() -> None:
+    """On one port, each client with the address of its own family."""
+    with listening(Address("*", 0)) as (first, second):
+        assert port_of(first) == port_of(second)
+        for listener, host in ((first, "127.0.0.1"), (second, "::1")):
+            theirs, ours = accepted_from(listener, (host, port_of(listener)))
+            assert (host, ours[1]) == theirs[:2]
+
+
+@needs_ipv6
+def test_a_client_of_ipv4_on_a_listener_for_both_has_its_ipv4_address() -> None:
+    """Whoever made that listener; ours of IPv6 take no others."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as both:
+        for host in ("127.0.0.1", "::1"):
+            theirs, ours = accepted_from(both, (host, port_of(both)))
+            assert ours == theirs
+    with listening(Address("::", 0)) as (listener,), pytest.raises(ConnectionRefusedError):
+        connect(("127.0.0.1", port_of(listener)))
+
+
+def test_an_address_that_only_looks_like_ipv4_in_ipv6_is_left_as_it_is() -> None:
+    """::ffff: is how others begin too."""
+    with socket.socket() as accepted:
+        assert ("10.0.0.1", 80) == client_address_of(accepted, ("::ffff:10.0.0.1", 80, 0, 0))
+        assert ("::ffff:0:1", 80, 0, 0) == client_address_of(accepted, ("::ffff:0:1", 80, 0, 0))
+        assert ("10.0.0.1", 80) == client_address_of(accepted, ("10.0.0.1", 80))
+
+
+# Listeners that were made by others.
+
+
+def made(family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, listen: bool = True) -> int:
+    """Return the descriptor of a socket that somebody else made; a UNIX socket has the file "sock"."""
+    with socket.socket(family, kind) as sock:
+        if listen:
+            sock.bind(("127.0.0.1", 0) if family == socket.AF_INET else "sock")
+            sock.listen(1)
+        sock.set_inheritable(True)
+        return sock.detach()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["ipv4", "unix"])
+def test_a_listener_is_adopted_whatever_its_family(
+    family: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By number; it is like our own then, and closing it closes the descriptor, and removes no file."""
+    monkeypatch.chdir(tmp_path)
+    fd = made(family)
+    before = descriptors()
+    (listener,) = open_listeners([Address("", fd, kind="fd")])
+    assert before == descriptors()
+    assert (family, fd) == (listener.family, listener.fileno())
+    assert not listener.getblocking()
+    assert not listener.get_inheritable()
+    with contextlib.ExitStack() as clients:
+        for _ in range(20):  # more than its maker let wait
+            clients.enter_context(connect(address_of(listener)))
+    close_listeners([listener])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    assert family == socket.AF_INET or Path("sock").is_socket()
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "reason"),
+    [
+        (socket.AF_INET, socket.SOCK_STREAM, "it does not listen"),
+        (socket.AF_INET, socket.SOCK_DGRAM, "it is no stream socket"),
+        (socket.AF_UNIX, socket.SOCK_DGRAM, "it is no stream socket"),
+        (socket.AF_UNIX, socket.SOCK_STREAM, "it does not listen"),
+        pytest.param(
+            *(getattr(socket, "AF_NETLINK", 0), socket.SOCK_RAW, "it is no socket of TCP or UNIX"), marks=linux_only
+        ),
+    ],
+)
+def test_what_is_no_listener_is_refused_and_left_open(family: int, kind: int, reason: str) -> None:
+    """It is not ours to close."""
+    fd = made(family, kind, listen=False)
+    assert f"cannot listen on fd://{fd}: {reason}" == refused(Address("", fd, kind="fd"))
+    os.close(fd)
+
+
+def test_what_is_no_socket_is_refused(tmp_path: Path) -> None:
+    """A file, a number that nothing is open as, a connection."""
+    with (tmp_path / "file").open("w") as file:
+        fd = file.fileno()
+        assert f"cannot listen on fd://{fd}: it is no socket" == refused(Address("", fd, kind="fd"))
+    assert f"cannot listen on fd://{fd}: it is not open" == refused(Address("", fd, kind="fd"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(OSError, match="it does not listen"):
+        adopt_listener(ours.fileno())
+
+
+def test_a_descriptor_is_adopted_once() -> None:
+    """Twice would be closed twice; what was adopted before the mistake is closed with the rest."""
+    fd = made()
+    address = Address("", fd, kind="fd")
+    with pytest.raises(StartError, match=f"^cannot listen on fd://{fd}: it is listened on already$"):
+        open_listeners([address, address])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+def test_a_shared_port_is_that_of_a_tcp_listener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A UNIX socket before it has none to share."""
+    monkeypatch.chdir(tmp_path)
+    with listening(Address("sock", kind="unix"), Address("127.0.0.1", 0, optional=True)) as (_, second):
+        assert 0 != port_of(second)
+
+
+def test_a_port_is_shared_with_other_servers_only_on_request() -> None:
+    """By both of them."""
+    (first,) = open_listeners([IPV4], reuse_port=True)
+    with first:
+        same = Address("127.0.0.1", port_of(first))
+        assert f"cannot listen on {same}: address already in use" == refused(same)
+        close_listeners(open_listeners([same], reuse_port=True))
+
+
+@pytest.mark.parametrize(
+    ("address", "default", "family"),
+    [
+        (("127.0.0.1", 0), socket.AF_INET, socket.AF_INET),
+        (("localhost", 0), socket.AF_INET, socket.AF_INET),
+        (("::1", 0), socket.AF_INET, socket.AF_INET6),
+        (("::1", 0, 0, 0), socket.AF_INET6, socket.AF_INET6),
+        (("localhost", 0), socket.AF_INET6, socket.AF_INET6),
+        ("/path", socket.AF_INET, socket.AF_UNIX),
+        (b"\0name", socket.AF_INET, socket.AF_UNIX),
+    ],
+)
+def test_the_family_is_that_of_the_address(address: object, default: int, family: int) -> None:
+    """Unless a class has said which one it is."""
+    assert family == family_for(address, default)
 
 
 def test_with_none_of_its_addresses_a_server_cannot_start() -> None:
