@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import socket
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all, reset
@@ -16,26 +20,37 @@ MODES = {
     "thread_workers": ["--mode", "thread", "--workers", "2"],
     "fork_workers": ["--mode", "fork", "--workers", "2"],
 }
-HOSTS = {"ipv4": "127.0.0.1", "ipv6": "::1"}
+BINDS = {"ipv4": "127.0.0.1:0", "ipv6": "[::1]:0", "unix": "unix:sock"}
 NAMES = itertools.count()
 
 
 class Running:
     """A server and where to reach it."""
 
-    def __init__(self, process: ServerProcess, mode: str, host: str) -> None:
+    def __init__(self, process: ServerProcess, mode: str, family: str) -> None:
         self.process = process
         self.mode = mode
-        self.address = (host, process.port)
+        self.family = family
+        process.wait_for_log("^listening on ")
+        hosts = {"ipv4": "127.0.0.1", "ipv6": "::1"}
+        self.address: Any = f"unix:{process.folder}/sock" if family == "unix" else (hosts[family], process.port)
+
+    def opened(self) -> int:
+        """How many sessions the log has seen so far; what is asked before a client connects."""
+        return len([line for line in self.process.log if line.startswith("open ")])
+
+    def wait_for_session(self, client: socket.socket, opened: int) -> None:
+        """Return when one more than that has been seen, of this client."""
+        self.process.wait_for_log("^open ", opened + 1)
+        assert re.search(f"^open {peer_of(client)}$", "\n".join(self.process.log), re.MULTILINE)
 
 
-@pytest.fixture(scope="module", params=[f"{mode}-{family}-plain" for mode in MODES for family in HOSTS])
+@pytest.fixture(scope="module", params=[f"{mode}-{family}-plain" for mode in MODES for family in BINDS])
 def running(request: pytest.FixtureRequest) -> Iterator[Running]:
     """One server for all the scenarios of a combination; it must end well."""
     mode, family, _ = request.param.split("-")
-    bind = {"ipv4": "127.0.0.1:0", "ipv6": "[::1]:0"}[family]
-    with ServerProcess("--bind", bind, *MODES[mode], "--max-line", "5000", port=None) as process:
-        yield Running(process, mode, HOSTS[family])
+    with ServerProcess("--bind", BINDS[family], *MODES[mode], "--max-line", "5000", port=None) as process:
+        yield Running(process, mode, family)
         assert 0 == process.stop()
         assert [] == [line for line in process.log if "Traceback" in line or line.startswith("error")]
 
@@ -93,7 +108,7 @@ def test_characters_cut_between_segments_stay_whole(running: Running, name: byte
     """600 Cyrillic letters, cut in the middle of one, which kills the lecture's server."""
     text = name + b" " + "ж".encode() * 600
     with connect(running.address) as client:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        send_at_once(client)
         client.sendall(text[: len(name) + 2])
         eventually(lambda: any("open" in line for line in running.process.log))
         client.sendall(text[len(name) + 2 :])
@@ -103,7 +118,7 @@ def test_characters_cut_between_segments_stay_whole(running: Running, name: byte
 def test_bytes_one_at_a_time_give_the_same_lines(running: Running, name: bytes) -> None:
     """How TCP cuts the stream changes nothing."""
     with connect(running.address) as client:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        send_at_once(client)
         for byte in name + b" one\r\n" + name + " два\n".encode() + b"exit\r\n":
             client.sendall(bytes([byte]))
         assert b"" == read_all(client)
@@ -144,8 +159,9 @@ def test_a_browser_gets_a_page_and_its_request_is_printed(running: Running, name
 
 def test_a_silent_client_keeps_nobody_waiting(running: Running, name: bytes) -> None:
     """Except in mode single, where the next client is served when the first one is done."""
+    opened = running.opened()
     with connect(running.address) as silent:
-        running.process.wait_for_log("open " + peer_of(silent))
+        running.wait_for_session(silent, opened)
         with connect(running.address) as client:
             client.sendall(b"served " + name + b"\nexit\n")
             if running.mode == "single":
@@ -160,17 +176,26 @@ def test_a_silent_client_keeps_nobody_waiting(running: Running, name: bytes) -> 
 
 def test_the_log_tells_each_session_from_open_to_close(running: Running, name: bytes) -> None:
     """One line each, with the peer, the reason and the counts."""
+    opened = running.opened()
     with connect(running.address) as client:
         peer = peer_of(client)
+        running.wait_for_session(client, opened)
         client.sendall(name + b"\n" + name + b"\nexit\n")
         read_all(client)
-    running.process.wait_for_log("^open " + peer)
     size = 2 * len(name) + 7
     running.process.wait_for_log(rf"^close {peer} reason=exit lines=2 bytes={size} seconds=\d+\.\d\d\d$")
 
 
+def send_at_once(client: socket.socket) -> None:
+    """Let nothing that is written wait for what was written before, where it would."""
+    if client.family != socket.AF_UNIX:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 def peer_of(client: socket.socket) -> str:
     """The client as the server's log names it, as a pattern."""
+    if client.family == socket.AF_UNIX:
+        return f"unix:uid={os.getuid()},pid={os.getpid()}" if sys.platform == "linux" else "local"
     host, port = client.getsockname()[:2]
     return rf"\[{host}\]:{port}" if ":" in host else f"{host}:{port}"
 
