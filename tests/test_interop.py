@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shlex
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,35 @@ def test_curl_gets_the_page() -> None:
         assert 0 == server.stop()
         assert b"GET / HTTP/1.1\n" in server.output
         assert b"HEAD / HTTP/1.1\n" in server.output
+
+
+def test_netcat_and_curl_talk_over_a_unix_socket_as_proposed() -> None:
+    """By the words on stderr, in a folder whose name needs quotes; curl gets the page."""
+    netcat, curl = peer_program("nc"), peer_program("curl")
+    with ServerProcess("--bind", "unix:a sock", port=None) as server:
+        words = shlex.split(server.wait_for_log("^  (nc -U .*)$")[1])
+        command = [netcat, "-N", *words[1:]]
+        assert 0 == subprocess.run(command, input=b"one\n", cwd=server.folder, timeout=DEADLINE).returncode
+        server.wait_for_output(b"one\n")
+        words = shlex.split(server.wait_for_log("^  (curl --unix-socket .*)$")[1])
+        command = [curl, "-sS", *words[1:]]
+        page = subprocess.run(command, capture_output=True, cwd=server.folder, timeout=DEADLINE, check=True).stdout
+        assert b"printed your browser's request" in page
+        server.wait_for_log(r"^  python -m stdserve\.client 'unix:a sock' ping$")
+        assert 0 == server.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract names")
+def test_curl_talks_to_an_abstract_name_as_proposed() -> None:
+    """netcat cannot."""
+    curl = peer_program("curl")
+    with ServerProcess("--bind", f"unix:@stdserve-curl-{os.getpid()}", port=None) as server:
+        words = shlex.split(server.wait_for_log("^  (curl --abstract-unix-socket .*)$")[1])
+        command = [curl, "-sS", *words[1:]]
+        page = subprocess.run(command, capture_output=True, timeout=DEADLINE, check=True).stdout
+        assert b"printed your browser's request" in page
+        server.wait_for_log(r"^  python -m stdserve\.client unix:@stdserve-curl-\d+ ping$")
+        assert not [line for line in server.log if "nc -U" in line]
 
 
 @pytest.mark.parametrize("framing", ["line", "chunk"])
