@@ -44,7 +44,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     codes = "Exit codes: 0 the server has finished what was sent, 1 it has not, 2 usage, 130 interrupted."
     parser = Parser("python -m stdserve.client", description="Send lines, show the replies.", epilog=codes)
     add = parser.add_argument
-    add("address", metavar="ADDRESS", help="HOST:PORT, [V6]:PORT or HOST")
+    add("address", metavar="ADDRESS", help="HOST:PORT, [V6]:PORT, HOST, unix:PATH or unix:@NAME")
     add("messages", metavar="MESSAGE", nargs="*", help="a line to send; none: standard input is sent as it comes")
     add("--connect-timeout", metavar="SECONDS", type=duration, default=5.0, help="(%(default)g; also 500ms, 2m, 1h)")
     add("--read-timeout", metavar="SECONDS", type=duration, help="for the server to take, reply, finish (no limit)")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from collections.abc import Callable, Iterator
 
-from .addresses import Address, parse_address, parse_port
+from .addresses import Address, connect_form, parse_address, parse_port
 from .errors import ConfigError, ConnectError, ConnectTimeout, SendError, SendTimeout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
+    from typing import Any
 
     from .tls_stream import TLSStream
 
@@ -52,19 +54,19 @@ class Client:
         connect_timeout: float | None = 5.0,
         read_timeout: float | None = None,
     ) -> None:
-        if isinstance(address, str):
-            address = parse_address(address)
-        host, port = (address.host, address.port) if isinstance(address, Address) else address
+        if not isinstance(address, Address):
+            address = parse_address(address) if isinstance(address, str) else Address(*address)
+        family, where = _where(address)
         self.read_timeout = _above_zero("read_timeout", read_timeout)
         connect_timeout = _above_zero("connect_timeout", connect_timeout)
-        port = parse_port(str(port))  # getaddrinfo would take 70000 for 4464
         header, context = _proxy_header(proxy_protocol, proxy_source), _context(tls)
-        with _connect_errors(host):
-            self.sock: socket.socket | TLSStream = socket.create_connection((host, port), connect_timeout)
+        with _connect_errors(address):
+            self.sock: socket.socket | TLSStream = _connect(family, where, connect_timeout)
             try:
                 self.sock.sendall(header(self.sock))
                 if context:
-                    self.sock = _secure(self.sock, context, host if tls_name is None else tls_name, connect_timeout)
+                    name = address.host if tls_name is None and address.kind == "tcp" else tls_name
+                    self.sock = _secure(self.sock, context, name, connect_timeout)
             except BaseException:
                 self.sock.close()
                 raise
@@ -149,6 +151,40 @@ def _above_zero(name: str, seconds: float | None) -> float | None:
     return seconds and min(seconds, _LONGEST_WAIT)
 
 
+def _where(address: Address) -> tuple[int, Any]:
+    """Return the family and the socket address to connect to; ConfigError if there is none, or not one."""
+    if address.kind == "tcp":
+        parse_port(str(address.port))  # getaddrinfo would take 70000 for 4464
+        if address.host == "*":
+            raise ConfigError(f"{address} can be listened on, not connected to")
+    return connect_form(address)
+
+
+def _connect(family: int, where: Any, timeout: float | None) -> socket.socket:
+    """Connect to a UNIX socket, or to the first address of a host that accepts; the last one's OSError if none does."""
+    if family == socket.AF_UNSPEC:
+        return socket.create_connection(where, timeout)
+    sock = socket.socket(family)
+    try:
+        # Where its backlog is full, a UNIX socket's connect waits for room if it blocks, and for no longer than this
+        # (socket(7)); one that does not block would fail at once (EAGAIN), and poll would not tell when to try again.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout))
+        sock.connect(where)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(None))
+        sock.settimeout(timeout)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, BlockingIOError):
+            raise TimeoutError("timed out") from None
+        raise
+    return sock
+
+
+def _timeval(seconds: float | None) -> bytes:
+    """Return a struct timeval, in which 0 stands for no limit."""
+    return struct.pack("@ll", *divmod(0 if seconds is None else max(1, int(seconds * 1e6)), 1_000_000))
+
+
 def _proxy_header(version: str | None, source: tuple[str, int] | None) -> Callable[[socket.socket], bytes]:
     """Return what makes the header for a connection, an empty one if none is asked for."""
     if version is None and source is None:
@@ -170,7 +206,7 @@ def _context(tls: ssl.SSLContext | bool | None) -> ssl.SSLContext | None:
     return tls or None
 
 
-def _secure(sock: socket.socket, context: ssl.SSLContext, name: str, timeout: float | None) -> TLSStream:
+def _secure(sock: socket.socket, context: ssl.SSLContext, name: str | None, timeout: float | None) -> TLSStream:
     """Begin TLS on a connected socket."""
     from .tls_stream import TLSStream
 
@@ -180,7 +216,7 @@ def _secure(sock: socket.socket, context: ssl.SSLContext, name: str, timeout: fl
 
 
 @contextlib.contextmanager
-def _connect_errors(host: str) -> Iterator[None]:
+def _connect_errors(address: Address) -> Iterator[None]:
     """Raise what goes wrong before the first line as ConnectTimeout or ConnectError."""
     try:
         yield
@@ -190,7 +226,8 @@ def _connect_errors(host: str) -> Iterator[None]:
         raise ConnectError("connection refused") from None
     except (OSError, UnicodeError) as error:  # the latter for a name that DNS cannot carry, such as "a..b"
         unknown = "unknown host " if isinstance(error, socket.gaierror | UnicodeError) else ""
-        raise ConnectError(f"connect error: {unknown}{host}: {reason(error)}") from error
+        name = address.host if address.kind == "tcp" else address
+        raise ConnectError(f"connect error: {unknown}{name}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

@@ -61,6 +61,8 @@ class TLSStream:
         self._sock = sock
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         try:
+            if context.check_hostname and name is None:
+                raise ValueError  # an SSLObject would verify no name, without a word
             self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
         except ValueError:  # a UnicodeError, too, from IDNA
             raise ConfigError(f"tls_name must be the name of the server to verify, not {name!r}") from None

@@ -30,9 +30,11 @@ Result = tuple[int, Any, Any]
 
 @contextlib.contextmanager
 def serving(session: Session, host: str = "127.0.0.1") -> Iterator[str]:
-    """Serve one client with ``session`` in a thread; yield the address, at the end raise what went wrong there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as listener, ThreadPoolExecutor(1) as pool:
+    """Serve one client with ``session`` in a thread; yield the address, at the end raise what went wrong there.
+
+    ``host`` is numeric, or the whole address of a UNIX socket.
+    """
+    with listening(host) as listener, ThreadPoolExecutor(1) as pool:
         listener.settimeout(DEADLINE)
 
         def serve() -> None:
@@ -41,8 +43,18 @@ def serving(session: Session, host: str = "127.0.0.1") -> Iterator[str]:
                 session(peer)
 
         served = pool.submit(serve)
-        yield str(Address(*listener.getsockname()[:2]))
+        yield host if host.startswith("unix:") else str(Address(*listener.getsockname()[:2]))
         served.result(DEADLINE)
+
+
+def listening(host: str, backlog: int | None = None) -> socket.socket:
+    """Return a listener at any port of ``host``, or at a UNIX socket."""
+    if not host.startswith("unix:"):
+        return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(host.removeprefix("unix:").replace("@", "\0", host.startswith("unix:@")))
+    listener.listen(10 if backlog is None else backlog)
+    return listener
 
 
 def over_tls(context: ssl.SSLContext, session: Session) -> Session:

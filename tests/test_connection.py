@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import socket
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import behind_proxy, closed_port, die_at_the_end, echo, full_listener, run, serving
+from peers import behind_proxy, closed_port, die_at_the_end, echo, full_listener, listening, run, serving
 from processes import DEADLINE, read_all
 
 from stdserve.addresses import parse_address
@@ -86,6 +90,56 @@ def test_addresses_of_every_kind() -> None:
     for convert in (str, parse_address, lambda text: (parse_address(text).host, parse_address(text).port)):
         with serving(echo) as text, Client(convert(text), connect_timeout=None, read_timeout=1e99) as client:
             assert "ping" == client.ask("ping")
+
+
+@pytest.fixture(params=["path", "abstract"])
+def unix_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An address of a UNIX socket, in the file system or, on Linux, without one (unix(7))."""
+    if request.param == "path":
+        return f"unix:{tmp_path}/socket"
+    if sys.platform != "linux":
+        pytest.skip("only Linux has abstract addresses")
+    return f"unix:@{tmp_path}"
+
+
+def test_unix_sockets(unix_address: str) -> None:
+    """They are like any other, for programs and on the command line, and for the header of a proxy."""
+    headers: list[ProxyHeader] = []
+    with serving(echo, unix_address), Client(unix_address, read_timeout=DEADLINE) as client:
+        assert "ping" == client.ask("ping")
+    Path(unix_address.removeprefix("unix:")).unlink(missing_ok=True)
+    with serving(behind_proxy(headers, echo), unix_address):
+        assert (0, b"ping\n", b"") == run(unix_address, "ping", "--proxy-protocol", "v2")
+    assert [("unix", "")] == [(header.family, header.source) for header in headers]
+
+
+def test_a_unix_socket_where_nobody_accepts(unix_address: str) -> None:
+    """Where the backlog is full the connect timeout holds, and no limit means none."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listening(unix_address, backlog=0))
+        stack.enter_context(Client(unix_address))
+        with pytest.raises(ConnectTimeout, match="^connect timeout$"):
+            Client(unix_address, connect_timeout=0.3)
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        waiting = pool.submit(Client, unix_address, connect_timeout=None)
+        stack.enter_context(listener.accept()[0])
+        stack.enter_context(waiting.result(DEADLINE))
+
+
+def test_a_unix_socket_that_nobody_listens_on(tmp_path: Path) -> None:
+    """One whose server has gone refuses; one that is not there is named."""
+    address = f"unix:{tmp_path}/socket"
+    with pytest.raises(ConnectError, match=f"^connect error: {address}: No such file or directory$"):
+        Client(address)
+    listening(address).close()
+    with pytest.raises(ConnectError, match="^connection refused$"):
+        Client(address)
+
+
+@pytest.mark.parametrize("address", ["fd://3", "systemd", "systemd:web", "*:10001"])
+def test_addresses_to_listen_on_only(address: str) -> None:
+    """What a server may be given is not always what a client can do something with."""
+    assert (2, b"", f"{address} can be listened on, not connected to\n".encode()) == run(address, "ping")
 
 
 @pytest.mark.parametrize("version", [1, 2])

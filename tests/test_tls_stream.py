@@ -277,6 +277,20 @@ def test_the_name_is_verified(files: Files) -> None:
     assert ["localhost"] == asked
 
 
+def test_a_unix_socket_has_no_name(files: Files, trust: ssl.SSLContext, tmp_path: Path) -> None:
+    """There, the name to verify has to be given, unless nothing is verified."""
+    address = f"unix:{tmp_path}/socket"
+    with serving(over_tls(files.serve(), echo), address):
+        assert (0, b"ping\n", b"") == run(address, "ping", "--tls-ca", files.ca, "--tls-name", "localhost")
+    os.unlink(tmp_path / "socket")
+    with serving(over_tls(files.serve(), echo), address):
+        assert (0, b"ping\n", b"") == run(address, "ping", "--tls-insecure")
+    os.unlink(tmp_path / "socket")
+    unnamed = pytest.raises(ConfigError, match="^tls_name must be the name of the server to verify, not None$")
+    with serving(read_all, address), unnamed:
+        Client(address, tls=trust)
+
+
 def test_an_insecure_client_takes_any_certificate(files: Files) -> None:
     """``--tls-insecure`` is what it says, without another word."""
     with serving(over_tls(files.serve(), echo)) as address:
