@@ -151,6 +151,38 @@ class Options:
         parse=parse_duration,
         above=0,
     )
+    tls_cert: str | None = option(
+        None,
+        "--tls-cert",
+        help="speak TLS, with the certificate in FILE (PEM), its chain after it",
+        metavar="FILE",
+    )
+    tls_key: str | None = option(
+        None, "--tls-key", help="the certificate's key (PEM; default: in the same file)", metavar="FILE"
+    )
+    tls_password_file: str | None = option(
+        None, "--tls-password-file", help="file whose first line is the key's password", metavar="FILE"
+    )
+    tls_client_ca: str | None = option(
+        None,
+        "--tls-client-ca",
+        help="serve only clients with a certificate that one of the CAs in FILE (PEM) has signed",
+        metavar="FILE",
+    )
+    tls_min_version: str = option(
+        "1.2", "--tls-min-version", help="oldest TLS version to speak (default: %(default)s)", choices=("1.2", "1.3")
+    )
+    tls_reload: bool = option(
+        False, "--tls-reload", help="read the TLS files again when one of them changes; if they are bad, keep the old"
+    )
+    handshake_timeout: float = option(
+        10.0,
+        "--handshake-timeout",
+        help="how long a client may take, all in all, before its session begins (default: 10s)",
+        metavar="TIME",
+        parse=parse_duration,
+        above=0,
+    )
     log_level: str = option(
         "info",
         "--log-level",
@@ -172,6 +204,9 @@ class Options:
             raise ConfigError("--raw and --format json exclude each other: JSON cannot carry bytes as they came")
         if self.once and self.workers > 1:
             raise ConfigError("--once and --workers exclude each other: one client needs one process")
+        for name in ("tls_key", "tls_password_file", "tls_client_ca", "tls_reload"):
+            if getattr(self, name) and self.tls_cert is None:
+                raise ConfigError(f"--{name.replace('_', '-')} is of no use without --tls-cert")
 
     @property
     def addresses(self) -> tuple[Address, ...]:

@@ -75,7 +75,7 @@ def linger(request: socket.socket, seconds: float, limit: int = LINGER_BYTES) ->
     try:
         while limit > 0 and (left := deadline - time.monotonic()) > 0:
             request.settimeout(left)
-            data = request.recv(65536)
+            data = socket.socket.recv(request, 65536)
             if not data:
                 return
             limit -= len(data)

@@ -27,8 +27,8 @@ FLOORS = {
         [
             "errors escaping browser version",
             "protocol proxy networks addresses systemd flags logs terminal waiting interrupts targets",
-            "options listeners tls metrics sink sessions streams threads children accepting",
-            "handlers access supervisor status client stopping",
+            "options listeners certificates metrics sink sessions streams threads children accepting",
+            "handlers access supervisor status client stopping tls",
             "mixin",
             "servers",
             "factory",
