@@ -57,7 +57,9 @@ class Admission:
         )
         self._rules = options.rules
         self._proxies = options.trusted_proxies
-        self._message = f"{options.overflow_message}\n".encode() if options.overflow == "reply" else b""
+        # In the place of a handshake, a message in plain text would only be a riddle.
+        replies = options.overflow == "reply" and options.certificates is None
+        self._message = f"{options.overflow_message}\n".encode() if replies else b""
         self._close = close
         self._refusals = _Refusals(waiter, self._message, options.linger_timeout, close)
         fate = "clients wait in the backlog" if self._waits else "clients are refused"

@@ -28,7 +28,8 @@ class Heartbeat:
     """What is told of a server, when: by itself nothing, to nobody.
 
     ``ready()`` is called as its accept loop begins, ``beat()`` every ``seconds`` while it turns (None: never, and an
-    idle server sleeps), ``stopping()`` is for the caller to call as a stop begins.
+    idle server sleeps), ``stopping()`` and ``reloading()`` are for the caller to call as a stop or a reload begins,
+    ``ready()`` again when the latter is done.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class Heartbeat:
         beat: Callable[[], None] = _nobody,
         seconds: float | None = None,
         stopping: Callable[[], None] = _nobody,
+        reloading: Callable[[], None] = _nobody,
     ) -> None:
         self.ready = ready
         self.beat = beat
         self.seconds = seconds
         self.stopping = stopping
+        self.reloading = reloading
 
     @contextmanager
     def of(self, server: ServerMixin) -> Iterator[float]:
@@ -99,4 +102,5 @@ def service_heartbeat(listeners: Sequence[socket.socket]) -> Heartbeat:
         beat=partial(notify, "WATCHDOG=1"),
         seconds=watchdog and watchdog / 4,
         stopping=partial(notify, "STOPPING=1", "STATUS=stopping"),
+        reloading=partial(notify, "RELOADING=1", "STATUS=reloading"),
     )

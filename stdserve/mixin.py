@@ -234,6 +234,8 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
 
     def _admit(self, request: socket.socket, client_address: Any) -> None:
         try:
+            if self.options.tls_reload and (certificates := self.options.certificates) is not None:
+                certificates.refresh()
             if not self.verify_request(request, client_address):
                 self.shutdown_request(request)
                 return
@@ -281,7 +283,9 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
                     self.sessions[session.request] = session
                     del self.sessions[accepted]
         session.opened = True
-        _log.log(_level(session), "open %s%s", session.peer, f" subject={session.subject}" if session.subject else "")
+        told = (("tls", session.tls), ("subject", session.subject))
+        words = "".join(f" {name}={text}" for name, text in told if text)
+        _log.log(_level(session), "open %s%s", session.peer, words)
 
     def _end_badly(self, request: Any, client_address: Any) -> None:
         """Report the exception being handled and close the connection, even if the hooks for that raise too."""
@@ -307,7 +311,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         """Finish sending, discard what the peer still sends (bounded), close, and let go of the session."""
         try:
             session = self.sessions.get(request)
-            if end_output(request) and session is not None and session.opened:
+            if end_output(request, self.options.linger_timeout) and session is not None and session.opened:
                 linger(request, self.options.linger_timeout)
             self.close_request(request)
         finally:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+    from .certificates import Certificates
     from .networks import Rules
 
 __all__ = ["BUILT_IN_MODES", "Options", "add_flags", "make_options", "option_fields", "parse_options"]
@@ -201,6 +202,30 @@ class Options:
         parse=parse_duration,
         above=0,
     )
+    tls_cert: str | None = option(
+        None,
+        "--tls-cert",
+        help="speak TLS, with the certificate in FILE (PEM), its chain after it",
+        metavar="FILE",
+    )
+    tls_key: str | None = option(
+        None, "--tls-key", help="the certificate's key (PEM; default: in the same file)", metavar="FILE"
+    )
+    tls_password_file: str | None = option(
+        None, "--tls-password-file", help="file whose first line is the key's password", metavar="FILE"
+    )
+    tls_client_ca: str | None = option(
+        None,
+        "--tls-client-ca",
+        help="serve only clients with a certificate that one of the CAs in FILE (PEM) has signed",
+        metavar="FILE",
+    )
+    tls_min_version: str = option(
+        "1.2", "--tls-min-version", help="oldest TLS version to speak (default: %(default)s)", choices=("1.2", "1.3")
+    )
+    tls_reload: bool = option(
+        False, "--tls-reload", help="read the TLS files again when one of them changes; if they are bad, keep the old"
+    )
     log_level: str = option(
         "info",
         "--log-level",
@@ -225,6 +250,9 @@ class Options:
             raise ConfigError("--raw and --format json exclude each other: JSON cannot carry bytes as they came")
         if self.once and self.workers > 1:
             raise ConfigError("--once and --workers exclude each other: one client needs one process")
+        for name in ("tls_key", "tls_password_file", "tls_client_ca", "tls_reload"):
+            if getattr(self, name) and self.tls_cert is None:
+                raise ConfigError(f"--{name.replace('_', '-')} is of no use without --tls-cert")
 
     @cached_property
     def rules(self) -> Rules | None:
@@ -245,9 +273,19 @@ class Options:
 
         return Rules(self.proxy_allow_from or ("127.0.0.0/8", "::1"))
 
+    @cached_property
+    def certificates(self) -> Certificates | None:
+        """What the TLS files hold, loaded when first asked for; None without TLS. Raises StartError."""
+        if self.tls_cert is None:
+            return None
+        from .certificates import Certificates, TLSFiles
+
+        files = self.tls_cert, self.tls_key, self.tls_password_file, self.tls_client_ca
+        return Certificates(TLSFiles(*files, min_version=self.tls_min_version))
+
     def load(self) -> None:
         """Read the files that are named, so that what is wrong with them is told now; they are kept."""
-        _ = self.rules, self.proxy_protocol and self.trusted_proxies
+        _ = self.rules, self.proxy_protocol and self.trusted_proxies, self.certificates
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -275,7 +313,12 @@ def parse_options(texts: Mapping[str, Any]) -> Options:
 
 
 def make_options(options: Options | None, settings: dict[str, Any]) -> Options:
-    """Return ``options`` (default: all defaults) with ``settings`` changed; ConfigError names an unknown one."""
+    """Return ``options`` (default: all defaults) with ``settings`` changed; ConfigError names an unknown one.
+
+    Without settings they stay the same object, with what it has loaded.
+    """
+    if options is not None and not settings:
+        return options
     try:
         return replace(options or Options(), **settings)
     except TypeError as error:

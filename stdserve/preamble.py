@@ -8,11 +8,16 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 
 from .access import Admission
 from .errors import PeerError
 from .options import Options
 from .sessions import Session, half_close, linger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .certificates import Certificates
 
 __all__ = ["Preamble", "receive_by"]
 
@@ -29,6 +34,8 @@ class Preamble:
         self._steps: list[Callable[[Session, float], None]] = []
         if options.proxy_protocol:
             self._steps += [_read_proxy_header, lambda session, _: admission.admit(session)]
+        if (certificates := options.certificates) is not None:
+            self._steps.append(partial(_shake_hands, certificates))
 
     def __bool__(self) -> bool:
         return bool(self._steps)
@@ -56,6 +63,16 @@ class Preamble:
             return
         if half_close(request, socket.SHUT_WR):
             linger(request, deadline - time.monotonic())
+
+
+def _shake_hands(certificates: Certificates, session: Session, deadline: float) -> None:
+    """Go on in TLS, or not at all."""
+    from .tls import wrap  # here, as ssl: few servers need it
+
+    secure = wrap(session.request, certificates.context)
+    session.move_to(secure)
+    secure.handshake(deadline)
+    session.tls, session.subject = secure.version(), secure.subject
 
 
 def _read_proxy_header(session: Session, deadline: float) -> None:

@@ -29,6 +29,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .certificates import Certificates
+
 __all__ = ["GRACE", "run_alone", "run_workers", "status_of"]
 
 _log = logging.getLogger("stdserve")
@@ -59,7 +61,11 @@ def run_alone(
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        with _signals_stop(server, stop_signals, heartbeat.stopping), heartbeat.of(server) as poll_interval:
+        with (
+            _signals_stop(server, stop_signals, heartbeat.stopping),
+            _signal_reloads(options.certificates, heartbeat),
+            heartbeat.of(server) as poll_interval,
+        ):
             server.serve_forever(poll_interval)
     finally:
         sys.setswitchinterval(before)
@@ -96,6 +102,7 @@ def run_workers(
         stopping=stopping,
         alive=heart.beat if heart.seconds else None,
         beat_seconds=heart.seconds or 0.0,
+        passed_on=[signal.SIGHUP] if options.certificates is not None else [],
     )
 
     def serving() -> None:
@@ -150,6 +157,25 @@ def _signals_stop(server: ServerMixin, stop_signals: Sequence[int], stopping: Ca
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _signal_reloads(certificates: Certificates | None, heartbeat: Heartbeat) -> Iterator[None]:
+    """Let SIGHUP read the certificates again; where there are none, it means the end of the terminal, as ever."""
+    if certificates is None or not hasattr(signal, "SIGHUP"):
+        yield
+        return
+
+    def reload(signum: int, frame: FrameType | None) -> None:
+        heartbeat.reloading()
+        certificates.reload()
+        heartbeat.ready()
+
+    before = signal.signal(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @contextmanager

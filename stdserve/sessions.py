@@ -26,13 +26,14 @@ class Session:
     ``request`` is the socket, ``client_address`` and ``peer`` its address, as the system gives it and as text;
     ``lines`` and ``received`` (bytes) count what came in, ``reason`` is why it ended: CLOSED until a handler knows
     better, and what ``cut`` said once that was called. ``proxy`` is the header of the PROXY protocol that gave
-    the address, ``subject`` whom the client's certificate is for; None where there is none. ``opened`` tells that
+    the address, ``tls`` the version of TLS that is spoken, ``subject`` whom the client's certificate is for; None
+    where there is none. ``opened`` tells that
     nothing stood between the client and the handler any more, ``seat`` belongs to whoever counts addresses.
     """
 
     __slots__ = (
         *("client_address", "cut_for", "input_ended", "lines", "opened", "peer", "proxy", "reason", "received"),
-        *("request", "seat", "started", "subject"),
+        *("request", "seat", "started", "subject", "tls"),
     )
 
     def __init__(self, request: socket.socket, client_address: Any) -> None:
@@ -40,6 +41,7 @@ class Session:
         self.cut_for: EndReason | None = None
         self.input_ended = self.opened = False
         self.proxy: ProxyHeader | None = None
+        self.tls: str | None = None
         self.subject: str | None = None
         self.seat: Any = None
         self.name(client_address)
@@ -90,10 +92,10 @@ def half_close(request: socket.socket, how: int) -> bool:
     return True
 
 
-def end_output(request: Any) -> bool:
-    """Tell the peer that nothing more will come; False if the connection is gone already."""
+def end_output(request: Any, seconds: float) -> bool:
+    """Tell the peer that nothing more will come, TLS in ``seconds`` at most; False if the connection is gone."""
     if hasattr(request, "close_notify"):  # a TLS socket has more to say than the end of the stream
-        request.close_notify()
+        request.close_notify(time.monotonic() + seconds)
     return half_close(request, socket.SHUT_WR)
 
 

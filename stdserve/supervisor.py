@@ -66,8 +66,13 @@ class Supervisor:
         stopping: Callable[[], None] | None = None,
         alive: Callable[[], None] | None = None,
         beat_seconds: float = 1.0,
+        passed_on: Collection[int] = (),
     ) -> None:
-        """Set up; nothing is forked yet. ``stopping()`` is called once, when the workers are told to stop."""
+        """Set up; nothing is forked yet. ``stopping()`` is called once, when the workers are told to stop.
+
+        Signals in ``passed_on`` are for the workers to understand.
+        """
+        self._passed_on = passed_on
         self._ready: Callable[[], None] | None = None
         self._alive = alive
         self._beat_seconds = beat_seconds
@@ -90,8 +95,8 @@ class Supervisor:
 
         To be called in the main thread, before any other thread runs. The caller's signal handlers come back.
         """
-        stop_signals = (signal.SIGTERM, signal.SIGINT)
-        before = {signum: signal.signal(signum, self._queue_signal) for signum in stop_signals}
+        signals = (signal.SIGTERM, signal.SIGINT, *self._passed_on)
+        before = {signum: signal.signal(signum, self._queue_signal) for signum in signals}
         wakeup_fd = signal.set_wakeup_fd(self._waiter.wakeup_fd, warn_on_full_buffer=False)
         try:
             self._ready = ready
@@ -116,8 +121,13 @@ class Supervisor:
 
     def _handle_signals(self) -> None:
         while self._signals:
-            _log.debug("signal %s", signal.Signals(self._signals.popleft()).name)
-            self._stop()
+            signum = self._signals.popleft()
+            _log.debug("signal %s", signal.Signals(signum).name)
+            if signum not in self._passed_on:
+                self._stop()
+                continue
+            for worker in self._workers.values():
+                worker.child.kill(signum)
 
     def _stop(self) -> None:
         if self._deadline is None:
@@ -167,7 +177,8 @@ class Supervisor:
             heart, beat = os.pipe()
             try:
                 # Ctrl-C reaches the whole foreground group; what it means is for the supervisor to say.
-                handlers: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: ignore_signal}
+                ignored = dict.fromkeys((signal.SIGINT, *self._passed_on), ignore_signal)
+                handlers: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, **ignored}
                 fork_child(partial(self._live, heart, beat), handlers, partial(self._write_down, heart))
             except BaseException:
                 os.close(heart)

@@ -161,6 +161,16 @@ def test_each_address_has_its_share(waiter: Waiter, pairs: Pairs) -> None:
     assert admission.enter(Session(pairs.new(), ("127.0.0.1", 9)), 0)
 
 
+def test_a_client_of_tls_is_refused_without_plain_text(
+    waiter: Waiter, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take a message for a broken handshake."""
+    monkeypatch.setattr(Options, "certificates", "some")
+    admission = Admission(Options(overflow="reply"), 1, waiter, pairs.close)
+    assert not admission.enter(Session(pairs.new(), PEER), 1)
+    assert b"" == pairs.theirs[-1].recv(100)
+
+
 def test_who_is_not_let_in_is_named_once_and_closed(
     waiter: Waiter, pairs: Pairs, caplog: pytest.LogCaptureFixture
 ) -> None:

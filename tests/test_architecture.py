@@ -25,9 +25,9 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         [
-            "errors escaping browser version",
-            "protocol proxyheader networks addresses systemd flags logs terminal waiting interrupts targets streams unix",
-            "proxy listeners tls tls_stream metrics sink sessions threads children accepting",
+            "errors escaping browser version terminal waiting interrupts",
+            "protocol proxyheader networks addresses systemd flags logs targets streams unix",
+            "proxy listeners certificates tls tls_stream metrics sink sessions threads children accepting",
             "options seats",
             "handlers access supervisor status connection stopping",
             "preamble transfer",

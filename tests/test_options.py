@@ -47,8 +47,17 @@ SETTINGS: dict[str, tuple[list[str], Any]] = {
     "deny": (["--deny", "10.6.6.6"], ("10.6.6.6",)),
     "denyfile": (["--denyfile", "foes"], ("foes",)),
     "graceful_timeout": (["--graceful-timeout", "2m"], 120.0),
+    "tls_cert": (["--tls-cert", "cert.pem"], "cert.pem"),
+    "tls_key": (["--tls-key", "key.pem"], "key.pem"),
+    "tls_password_file": (["--tls-password-file", "password"], "password"),
+    "tls_client_ca": (["--tls-client-ca", "ca.pem"], "ca.pem"),
+    "tls_min_version": (["--tls-min-version", "1.3"], "1.3"),
+    "tls_reload": (["--tls-reload"], True),
     "log_level": (["--log-level", "debug"], "debug"),
 }
+
+#: What an option must not be without.
+NEEDS = dict.fromkeys(["tls_key", "tls_password_file", "tls_client_ca", "tls_reload"], "tls_cert")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -83,15 +92,20 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         *(options.overflow, options.max_conns_per_ip, options.session_timeout, options.linger_timeout),
     )
     assert ("stdserve:PrintHandler", False, "info") == (options.handler, options.once, options.log_level)
+    assert (None, "1.2", 10.0) == (options.tls_cert, options.tls_min_version, options.handshake_timeout)
 
 
 @pytest.mark.parametrize("name", [option.name for option in option_fields()])
 def test_each_option_is_set_by_its_flag_and_nothing_else_is(name: str) -> None:
     """The words of a command line become one value, which from code is the same."""
     words, value = SETTINGS[name]
+    settings = {name: value}
+    if name in NEEDS:
+        more, settings[NEEDS[name]] = SETTINGS[NEEDS[name]]
+        words = words + more
 
     assert value == getattr(parse(*words), name)
-    assert Options(**{name: value}) == parse(*words)
+    assert Options(**settings) == parse(*words)
     assert value != getattr(Options(), name)
 
 
@@ -122,6 +136,8 @@ def test_defaults_that_help_spells_out_are_true() -> None:
     assert parse_duration("30s") == Options().graceful_timeout
     assert "(default: 2s)" in texts["linger_timeout"]
     assert parse_duration("2s") == Options().linger_timeout
+    assert "(default: 10s)" in texts["handshake_timeout"]
+    assert parse_duration("10s") == Options().handshake_timeout
     assert "(default: never)" in texts["idle_timeout"]
     assert Options().idle_timeout is None
 
@@ -153,6 +169,12 @@ def test_defaults_that_help_spells_out_are_true() -> None:
         ({"bind": ["localhost", "localhost:x"]}, "--bind port must be a number from 0 to 65535, not 'x'"),
         ({"raw": True, "format": "json"}, "--raw and --format json exclude each other"),
         ({"once": True, "workers": 2}, "--once and --workers exclude each other"),
+        ({"tls_min_version": "1.1"}, "--tls-min-version must be one of 1.2, 1.3, not '1.1'"),
+        ({"handshake_timeout": 0}, "--handshake-timeout must be above 0, not 0"),
+        ({"tls_key": "key.pem"}, "--tls-key is of no use without --tls-cert"),
+        ({"tls_password_file": "password"}, "--tls-password-file is of no use without --tls-cert"),
+        ({"tls_client_ca": "ca.pem"}, "--tls-client-ca is of no use without --tls-cert"),
+        ({"tls_reload": True}, "--tls-reload is of no use without --tls-cert"),
     ],
 )
 def test_a_wrong_value_is_a_config_error_that_says_where(values: dict[str, Any], message: str) -> None:
