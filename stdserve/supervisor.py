@@ -169,9 +169,6 @@ class Supervisor:
                 # Ctrl-C reaches the whole foreground group; what it means is for the supervisor to say.
                 handlers: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: ignore_signal}
                 fork_child(partial(self._live, heart, beat), handlers, partial(self._write_down, heart))
-            except BaseException:
-                os.close(heart)
-                raise
             finally:
                 os.close(beat)
 
