@@ -26,7 +26,8 @@ FLOORS = {
     for floor, names in enumerate(
         [
             "errors escaping browser version",
-            "protocol proxyheader networks addresses systemd flags logs terminal waiting interrupts targets streams unix",
+            "protocol proxyheader networks addresses systemd unix"
+            " flags logs terminal waiting interrupts targets streams",
             "proxy listeners tls tls_stream metrics sink sessions threads children accepting",
             "options seats",
             "handlers access supervisor status connection stopping",

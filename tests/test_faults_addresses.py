@@ -281,9 +281,8 @@ def test_08_a_listener_that_is_there_is_served_and_none_is_leaked(folder: Path) 
 
     listener = open_listener(socket.AF_INET, ("127.0.0.1", 0))
     before = descriptors()
-    with ThreadServer(listener.getsockname(), Tell, listeners=[listener]) as server:
-        with run(server):
-            assert b"127.0.0.1\n" == exchange(server.server_address, b"who\n")
+    with ThreadServer(listener.getsockname(), Tell, listeners=[listener]) as server, run(server):
+        assert b"127.0.0.1\n" == exchange(server.server_address, b"who\n")
     assert len(before) - 1 == len(descriptors())
 
 

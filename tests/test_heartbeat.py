@@ -1,4 +1,4 @@
-"""What systemd hears of a server, on a real socket of its kind: ready, alive, stopping, and each only when it is true."""
+"""What systemd hears of a server, on a real socket of its kind: ready, alive, stopping, each only when it is true."""
 
 from __future__ import annotations
 
