@@ -96,7 +96,7 @@ def close_listeners(listeners: Iterable[socket.socket]) -> None:
 
 
 def leave_listeners(listeners: Iterable[socket.socket]) -> None:
-    """Close each listener for this process only, in which it was made and another one serves: its file stays."""
+    """Close each listener in this process only, where another one serves: a file stays until ``close_listeners``."""
     for listener in listeners:
         socket.socket.close(listener)
 

@@ -180,9 +180,6 @@ class Supervisor:
                 ignored = dict.fromkeys((signal.SIGINT, *self._passed_on), ignore_signal)
                 handlers: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, **ignored}
                 fork_child(partial(self._live, heart, beat), handlers, partial(self._write_down, heart))
-            except BaseException:
-                os.close(heart)
-                raise
             finally:
                 os.close(beat)
 

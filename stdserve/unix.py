@@ -24,7 +24,7 @@ class UnixListener(socket.socket):
     """A listening UNIX socket; to close it removes its file, in the process that made it and in no other.
 
     The file is removed before the socket is closed: one that nobody serves could be taken over by another server
-    between our look at it and its removal. ``leave`` closes and lets the file be.
+    between our look at it and its removal. ``socket.socket.close(listener)`` closes it and lets the file be.
     """
 
     _made: tuple[str, int, tuple[int, ...]] | None = None
@@ -43,10 +43,6 @@ class UnixListener(socket.socket):
             except OSError:
                 pass  # it has gone, or is no longer ours to remove
             self._made = None
-        super().close()
-
-    def leave(self) -> None:
-        """Close in this process only: another one serves. A later ``close`` still removes the file."""
         super().close()
 
 

@@ -76,7 +76,7 @@ def test_curl_gets_the_page() -> None:
         assert b"HEAD / HTTP/1.1\n" in server.output
 
 
-def test_netcat_and_curl_talk_over_a_unix_socket_as_proposed() -> None:
+def test_netcat_curl_and_our_client_talk_over_a_unix_socket_as_proposed() -> None:
     """By the words on stderr, in a folder whose name needs quotes; curl gets the page."""
     netcat, curl = peer_program("nc"), peer_program("curl")
     with ServerProcess("--bind", "unix:a sock", port=None) as server:
@@ -88,12 +88,14 @@ def test_netcat_and_curl_talk_over_a_unix_socket_as_proposed() -> None:
         command = [curl, "-sS", *words[1:]]
         page = subprocess.run(command, capture_output=True, cwd=server.folder, timeout=DEADLINE, check=True).stdout
         assert b"printed your browser's request" in page
-        server.wait_for_log(r"^  python -m stdserve\.client 'unix:a sock' ping$")
+        words = shlex.split(server.wait_for_log(r"^  python (-m stdserve\.client .*)$")[1])
+        subprocess.run([sys.executable, *words], cwd=server.folder, timeout=DEADLINE, check=True)
+        server.wait_for_output(b"ping\n")
         assert 0 == server.stop()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract names")
-def test_curl_talks_to_an_abstract_name_as_proposed() -> None:
+def test_curl_and_our_client_talk_to_an_abstract_name_as_proposed() -> None:
     """netcat cannot."""
     curl = peer_program("curl")
     with ServerProcess("--bind", f"unix:@stdserve-curl-{os.getpid()}", port=None) as server:
@@ -101,7 +103,9 @@ def test_curl_talks_to_an_abstract_name_as_proposed() -> None:
         command = [curl, "-sS", *words[1:]]
         page = subprocess.run(command, capture_output=True, timeout=DEADLINE, check=True).stdout
         assert b"printed your browser's request" in page
-        server.wait_for_log(r"^  python -m stdserve\.client unix:@stdserve-curl-\d+ ping$")
+        words = shlex.split(server.wait_for_log(r"^  python (-m stdserve\.client .*)$")[1])
+        subprocess.run([sys.executable, *words], cwd=server.folder, timeout=DEADLINE, check=True)
+        server.wait_for_output(b"ping\n")
         assert not [line for line in server.log if "nc -U" in line]
 
 
