@@ -6,8 +6,8 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from .waiting import Waiter
@@ -60,6 +60,8 @@ class AcceptLoop:
         crowd: Callable[[], None],
     ) -> None:
         self.waiter = Waiter()
+        #: Whether something runs that may take long and that is not ours: a hook of the server, a session.
+        self.occupied = False
         self._listeners = listeners
         self._has_room = has_room
         self._take = take
@@ -68,6 +70,15 @@ class AcceptLoop:
         self._open: Sequence[socket.socket] = ()
         # When accept failed last, while the log has not said that it works again.
         self._failed_at: float | None = None
+
+    @contextmanager
+    def hook(self) -> Iterator[None]:
+        """Be ``occupied`` for the length of the block."""
+        self.occupied = True
+        try:
+            yield
+        finally:
+            self.occupied = False
 
     def turn(self, timeout: float | None = None) -> None:
         """Wait once, ``timeout`` seconds at most, for clients and for whatever else the waiter watches."""
@@ -99,17 +110,24 @@ class AcceptLoop:
         for _ in range(ACCEPTS_PER_TURN):
             if not self._has_room():
                 return
-            try:
-                request, client_address = self._take(listener)
-            except BlockingIOError:
-                return
-            except Exception as error:
-                if getattr(error, "errno", None) in _BROKEN_CLIENT:
-                    _log.debug("reject reason=broken error=%s", error)
-                    continue
-                self._fail(error)
-                return
-            self._admit(request, client_address)
+            with self.hook():
+                if not self._accept_one(listener):
+                    return
+
+    def _accept_one(self, listener: socket.socket) -> bool:
+        """Take one client and hand it on; False if there is no sense in trying for another one."""
+        try:
+            request, client_address = self._take(listener)
+        except BlockingIOError:
+            return False
+        except Exception as error:
+            if getattr(error, "errno", None) in _BROKEN_CLIENT:
+                _log.debug("reject reason=broken error=%s", error)
+                return True
+            self._fail(error)
+            return False
+        self._admit(request, client_address)
+        return True
 
     def _rests(self) -> bool:
         return self._failed_at is not None and time.monotonic() - self._failed_at < REST_SECONDS

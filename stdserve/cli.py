@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from . import runner
 from .errors import ConfigError, StartError, StdserveError
+from .interrupts import STOP_SIGNALS, spare_stops
 from .options import Options, add_flags, parse_options
 from .terminal import fill_descriptors, say, settle
 from .version import __version__
@@ -20,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 _DESCRIPTION = """\
 Run any socketserver request handler, and keep it running. Without a handler of yours it is a server of lines:
@@ -28,6 +32,9 @@ it prints what clients send on standard output, until a client sends an empty li
 """
 
 _EXIT_CODES = "exit codes: 0 stopped as asked, 1 failed while running, 2 wrong usage, 3 could not start"
+
+#: Seconds that standard output gets to take what is left in its buffer where a session may hold it for ever.
+_PATIENCE = 1.0
 
 #: What hands that know another tool type, and what to type here.
 _HABITS = {
@@ -44,21 +51,43 @@ _HABITS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; ``argv`` is without the program's name."""
+def main(argv: Sequence[str] | None = None, running: Callable[[], None] | None = None) -> int:
+    """Run the command line and return the exit code; ``argv`` is without the program's name.
+
+    ``running()`` is called once clients can connect.
+    """
     fill_descriptors()
     try:
         options = _parse(argv)
         with _log_on_stderr(options.log_level):
-            runner.serve(options=options, ready=lambda addresses: _explain(options, addresses))
+            runner.serve(options=options, ready=lambda addresses: _explain(options, addresses, running))
     except StdserveError as error:
         say(f"stdserve: {error}\n")
         if isinstance(error, ConfigError):
             return 2
         return 3 if isinstance(error, StartError) else 1
     finally:
-        settle()
+        settle(_PATIENCE if _sessions_left() else None)
     return 0
+
+
+def run() -> NoReturn:
+    """Run the command line of this process, and end it.
+
+    Where sessions were cut and their threads go on, the interpreter is not brought to its end, which fails if one
+    of them happens to print (cpython gh-129536: "Fatal Python error: _enter_buffered_busy").
+    """
+    status = main(running=spare_stops())
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if _sessions_left():
+        os._exit(status)
+    raise SystemExit(status)
+
+
+def _sessions_left() -> bool:
+    threads = sys.modules.get("stdserve.threads")
+    return threads is not None and bool(threads.at_work())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,8 +134,10 @@ def _log_on_stderr(level: str) -> Iterator[None]:
         logger.setLevel(level_before)
 
 
-def _explain(options: Options, addresses: Sequence[str]) -> None:
+def _explain(options: Options, addresses: Sequence[str], running: Callable[[], None] | None) -> None:
     """Tell on stderr how to try the server; only where it speaks for itself, not for a handler of the user's."""
+    if running is not None:
+        running()
     if options.handler != Options.handler or options.log_level in ("warning", "error"):
         return
     ways = _unix_ways if addresses[0].startswith("unix:") else _tcp_ways

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["STOP_SIGNALS", "StopNow", "breaks_off", "hold_stops", "let_stops"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["STOP_SIGNALS", "StopNow", "breaks_off", "hold_stops", "let_stops", "spare_stops"]
 
 #: The signals that stop a server.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -46,3 +50,23 @@ def let_stops() -> None:
     """Let the STOP_SIGNALS come, also where the caller was started with them blocked."""
     if hasattr(signal, "pthread_sigmask"):  # pragma: no branch - Windows blocks none
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def spare_stops() -> Callable[[], None]:
+    """Return a function for a program to call when its server runs: STOP_SIGNALS left to the program do nothing then.
+
+    Who presses Ctrl-C again while the process is on its way out would else get a traceback, or change its status.
+    """
+    running = False
+
+    def meet(signum: int, frame: object) -> None:
+        if not running:
+            signal.signal(signum, before[signum])
+            signal.raise_signal(signum)
+
+    def run() -> None:
+        nonlocal running
+        running = True
+
+    before: dict[int, Any] = {number: signal.signal(number, meet) for number in STOP_SIGNALS}
+    return run

@@ -11,7 +11,6 @@ import os
 import socket
 import socketserver
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -100,7 +99,6 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         self._taken = 0
         self._take_until: int | None = None
         self._accepts_left = 1 if self.options.once else None
-        self._close_at_end = False
         self._begin_at_rest()
         self._more_listeners = list(listeners[1:])
         if listeners:
@@ -153,7 +151,9 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         if self._serving_thread is not None:
             self._close_at_end = True
             self.shutdown()
-            return
+            if self._serving_thread is not None:
+                return
+            # At its end it may have looked just before it was told to close.
         close_listeners(self.listeners)
         self._admission.close()
         self._loop.waiter.close()
@@ -171,27 +171,21 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until ``shutdown`` or ``request_stop``, then end the sessions and return.
 
+        They are ended as well before a Ctrl-C, or what ``service_actions`` raises, goes on its way.
         ``poll_interval`` (seconds) only matters where ``service_actions`` is overridden. A stop asked for
         before the first call makes that call return at once. Raises OutputError when the output takes no more.
         """
-        self._at_rest.clear()
-        self._serving_thread = threading.get_ident()
         polled = getattr(self.service_actions, "__func__", None) is not ServerMixin.service_actions
-        patience = self.options.graceful_timeout
-        try:
+        with self._serving():
             try:
                 while not self._stopping and (self._accepts_left != 0 or self.active):
                     self._turn(poll_interval if polled else None)
-                    self.service_actions()
+                    with self._loop.hook():
+                        self.service_actions()
             except StopNow:
-                patience = 0
-            self._drain(patience)
-        finally:
-            self._loop.shut()
-            self._served, self._stopping, self._serving_thread = True, False, None
-            if self._close_at_end:
-                self.server_close()
-            self._at_rest.set()
+                self.request_stop(now=True)
+            finally:
+                self._drain()
         if self.failure is not None:
             raise self.failure
 
@@ -199,19 +193,22 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         """Do nothing; to be overridden."""
 
     def handle_request(self) -> None:
-        """Wait for one client, ``self.timeout`` seconds at most, and serve it; without one call ``handle_timeout``."""
+        """Wait for one client, ``self.timeout`` seconds at most, and serve it; without one call ``handle_timeout``.
+
+        A stop ends the wait.
+        """
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
         self._take_until = self._taken + 1
-        try:
-            while self._taken < self._take_until:
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    self.handle_timeout()
-                    return
-                self._turn(left)
-        finally:
-            self._take_until = None
-            self._loop.shut()
+        with self._serving():
+            try:
+                while self._taken < self._take_until and not self._stopping:
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        self.handle_timeout()
+                        return
+                    self._turn(left)
+            finally:
+                self._take_until = None
 
     def _turn(self, timeout: float | None) -> None:
         self._loop.turn(self._admission.next_check(timeout))

@@ -135,10 +135,12 @@ def _signals_stop(server: ServerMixin, stop_signals: Sequence[int], stopping: Ca
 
     def stop(signum: int, frame: FrameType | None) -> None:
         nonlocal asked
+        server.request_stop(now=asked)
         if asked:
-            raise StopNow
+            if server.occupied:
+                raise StopNow
+            return
         asked = True
-        server.request_stop()
         stopping()
         # A handler that keeps the main thread (mode single) keeps the accept loop from seeing the deadline.
         if hasattr(signal, "setitimer"):  # pragma: no branch - Windows has no alarm
@@ -150,10 +152,9 @@ def _signals_stop(server: ServerMixin, stop_signals: Sequence[int], stopping: Ca
         with _signals_wake(server, stop_signals):
             let_stops()
             yield
-    except StopNow:
-        pass  # it came when the server had stopped already
     finally:
-        if asked and hasattr(signal, "setitimer"):
+        asked, armed = True, asked  # one that comes while all is put back sets no alarm any more
+        if armed and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,6 +11,8 @@ import signal
 import socketserver
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from .children import POLL_SECONDS, Child, fork_child, ignore_signal
@@ -39,22 +41,38 @@ class SingleServer(ServerMixin, socketserver.TCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Run the session, here and now; a timer sees to the session timeout, for the accept loop cannot."""
+        if self._stopping:
+            self._end_input()  # whoever asked for that did not find it among the sessions yet
+        session, cut = self.sessions[request], True
+        try:
+            with self._timed(session):
+                self.run_session(request, client_address)
+            cut = session.cut_for is not None
+        finally:
+            if self._stopping:
+                self._ended_before = (0, 1) if cut else (1, 0)
+
+    @contextmanager
+    def _timed(self, session: Session) -> Iterator[None]:
         limit = self.options.session_timeout
         if limit is None:
-            self.run_session(request, client_address)
+            yield
             return
-        timer = threading.Timer(limit, self.sessions[request].cut, (EndReason.SESSION_TIMEOUT,))
+        timer = threading.Timer(limit, session.cut, (EndReason.SESSION_TIMEOUT,))
         timer.daemon = True
         timer.start()
         try:
-            self.run_session(request, client_address)
+            yield
         finally:
             timer.cancel()
 
-    def request_stop(self) -> None:
-        """Ask the server to stop; the session that keeps the accept loop reads EOF."""
-        super().request_stop()
-        self._end_input()
+    def request_stop(self, now: bool = False) -> None:
+        """Ask the server to stop; the session that keeps the accept loop reads EOF, or is cut if that is to be now."""
+        super().request_stop(now)
+        if self._stopping_now:
+            self._cut()
+        else:
+            self._end_input()
 
 
 class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
@@ -135,8 +153,6 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             }
             live = partial(self._live_in_child, request, client_address)
             fork_child(live, handlers, partial(self._write_down, session))
-            del self.sessions[request]
-            self.close_request(request)
 
         def _write_down(self, session: Session, child: Child) -> None:
             self._children[child.pid] = child, session
@@ -144,6 +160,9 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
                 self._polled.append(child)
             else:
                 self._loop.waiter.watch(child.fd, partial(self._reap, child))
+            # Here too, where no signal can come between: a session counts once.
+            del self.sessions[session.request]
+            self.close_request(session.request)
 
         def _live_in_child(self, request: Any, client_address: Any) -> int:
             self._in_child = True
@@ -181,11 +200,11 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
         def _end_input(self) -> None:
             self._kill_children(signal.SIGTERM)
 
-        def _wait_for_sessions(self, seconds: float) -> None:
+        def _wait_for_sessions(self, seconds: float, cut: bool = False) -> None:
             # A signal that reaches a child just before it begins to read is noticed after that read: so it is repeated.
             deadline = time.monotonic() + seconds
-            while self.active and (left := deadline - time.monotonic()) > 0:
-                super()._wait_for_sessions(min(left, REPEAT_SECONDS))
+            while self.active and (left := deadline - time.monotonic()) > 0 and (cut or not self._stopping_now):
+                super()._wait_for_sessions(min(left, REPEAT_SECONDS), cut)
                 self._end_input()
 
         def _cut(self) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .accepting import AcceptLoop
 from .errors import OutputError
-from .interrupts import StopNow
 from .listeners import close_listeners
 from .options import Options
 from .protocol import EndReason
@@ -28,12 +29,12 @@ CUT_SECONDS = 1.0
 
 
 class StopMixin:
-    """The part of ``ServerMixin`` that ends it; ``serve_forever`` calls ``_drain`` once a stop was asked for.
+    """The part of ``ServerMixin`` that ends it; ``serve_forever`` calls ``_drain`` at its end.
 
     Methods for the caller: ``request_stop``, ``shutdown``. Methods that a mode may override: ``_end_input`` (all
     sessions read EOF), ``_cut`` (all are broken off), ``_wait_for_sessions``, ``_inside_session``.
 
-    Attributes to set on the class: ``close_on_stop``.
+    Attributes to set on the class: ``close_on_stop``. Attributes to read: ``occupied``.
     """
 
     #: Close the listeners as soon as a stop begins, so that clients are refused, not left waiting; set it on
@@ -45,13 +46,34 @@ class StopMixin:
     failure: OutputError | None
     _loop: AcceptLoop
 
-    _stopping = _served = False
+    #: How many times this server has served, and which of them was asked to stop, and to stop at once.
+    _run = 0
+    _stop_for = _cut_for = -1
     _serving_thread: int | None = None
     _at_rest: threading.Event
+    _close_at_end = False
+    #: Sessions that a stop ended before it came to the others: finished, cut.
+    _ended_before = (0, 0)
 
     def _begin_at_rest(self) -> None:
         self._at_rest = threading.Event()
         self._at_rest.set()
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        """Be the thread that serves; at the end, be as before, ready for another time."""
+        self._at_rest.clear()
+        self._serving_thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._loop.shut()
+            # In this order, which request_stop relies on.
+            self._serving_thread = None
+            self._run += 1
+            if self._close_at_end:
+                self.server_close()
+            self._at_rest.set()
 
     @property
     def listeners(self) -> list[socket.socket]:
@@ -63,15 +85,31 @@ class StopMixin:
         """How many sessions are open."""
         return len(self.sessions)
 
-    def request_stop(self) -> None:
-        """Ask the server to stop and return at once. Safe in any thread and in a signal handler.
+    @property
+    def occupied(self) -> bool:
+        """Whether the thread that serves is in a hook of the server's, or in a session, and sees no request to stop."""
+        return self._loop.occupied
 
-        Once a server has served and stopped, this does nothing.
+    def request_stop(self, now: bool = False) -> None:
+        """Ask the server to stop and return at once; ``now``: without waiting for its sessions, which are cut.
+
+        Safe in any thread and in a signal handler. Once a server has served and stopped, this does nothing.
         """
-        if self._serving_thread is None and self._served:
+        run = self._run  # read first: what is asked of a run that ends just now must not stop the next one
+        if self._serving_thread is None and run:
             return
-        self._stopping = True
+        if now:
+            self._cut_for = run
+        self._stop_for = run
         self._loop.waiter.wake()
+
+    @property
+    def _stopping(self) -> bool:
+        return self._stop_for == self._run
+
+    @property
+    def _stopping_now(self) -> bool:
+        return self._cut_for == self._run
 
     def shutdown(self) -> None:
         """Stop the server and wait until it has; from one of its own sessions, return without waiting."""
@@ -89,28 +127,35 @@ class StopMixin:
         self.failure = error
         self.request_stop()
 
-    def _drain(self, patience: float) -> None:
-        """End all sessions: they read EOF, print and answer what they have; after ``patience`` seconds, cut them."""
+    def _drain(self) -> None:
+        """End all sessions: they read EOF, print and answer what they have; at the deadline they are cut.
+
+        So they are on a second signal and on a second Ctrl-C.
+        """
+        self.request_stop()
         self._loop.shut()
         if self.close_on_stop:
             close_listeners(self.listeners)
         before = self.active
+        finished_before, cut_before = self._ended_before
         try:
-            if before and patience and not self.failure:
+            if before and not self._stopping_now and not self.failure:
+                patience = self.options.graceful_timeout
                 _log.info("drain sessions=%d seconds=%g", before, patience)
                 self._end_input()
                 self._wait_for_sessions(patience)
-        except StopNow:
+        except KeyboardInterrupt:
             pass
         cut = self.active
         if cut:
             self._cut()
-            self._wait_for_sessions(CUT_SECONDS)
-        _log.info("stopped finished=%d cut=%d", before - cut, cut)
+            self._wait_for_sessions(CUT_SECONDS, cut=True)
+        _log.info("stopped finished=%d cut=%d", finished_before + before - cut, cut_before + cut)
 
-    def _wait_for_sessions(self, seconds: float) -> None:
+    def _wait_for_sessions(self, seconds: float, cut: bool = False) -> None:
+        """Wait for sessions to end, for so long; no longer once they are to be cut, unless they are already."""
         deadline = time.monotonic() + seconds
-        while self.active and (left := deadline - time.monotonic()) > 0:
+        while self.active and (left := deadline - time.monotonic()) > 0 and (cut or not self._stopping_now):
             self._turn(left)
 
     def _end_input(self) -> None:
@@ -122,4 +167,8 @@ class StopMixin:
             session.cut(EndReason.CUT)
 
     def _turn(self, timeout: float | None) -> None:
+        raise NotImplementedError
+
+    def server_close(self) -> None:
+        """Close what the server holds."""
         raise NotImplementedError

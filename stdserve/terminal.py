@@ -33,11 +33,23 @@ def fill_descriptors() -> None:
                 os.close(fd)
 
 
-def settle() -> None:
+def settle(seconds: float | None = None) -> None:
     """Empty the buffers of stdout and stderr, to be called at the end; what cannot be written is dropped.
 
     An interpreter that finds something left to write at its exit, and cannot, exits with 120 (Py_FinalizeEx).
+    With ``seconds`` given it takes no longer: another thread may be in the middle of a write, and hold the buffer.
     """
+    if seconds is None:
+        _empty_buffers()
+        return
+    import threading  # here, for the sake of a quick start
+
+    thread = threading.Thread(target=_empty_buffers, name="stdserve settle", daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def _empty_buffers() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

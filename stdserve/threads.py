@@ -6,16 +6,34 @@ import _thread
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
+from weakref import WeakSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["SessionThreads"]
+__all__ = ["SessionThreads", "at_work"]
 
 #: Seconds a thread waits for its next session before it ends.
 KEEP_SECONDS = 10.0
+
+
+#: Seconds that a thread may need from the end of its session to the end of its work.
+SETTLE_SECONDS = 0.1
+
+_pools: WeakSet[SessionThreads] = WeakSet()
+
+
+def at_work() -> bool:
+    """Tell whether threads of this process still serve sessions, be they of servers that have stopped."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while any(pool.unfinished for pool in _pools):
+        if time.monotonic() > deadline:
+            return True
+        threading.Event().wait(SETTLE_SECONDS / 10)
+    return False
 
 
 class SessionThreads:
@@ -35,8 +53,9 @@ class SessionThreads:
         self._lock = threading.Lock()
         self._idents: set[int] = set()
         self._count = 0
-        # Work handed over and not finished; what exceeds the count of threads waits in the queue.
-        self._unfinished = 0
+        #: Work handed over and not finished; what exceeds the count of threads waits in the queue.
+        self.unfinished = 0
+        _pools.add(self)
 
     def __len__(self) -> int:
         return self._count
@@ -49,10 +68,10 @@ class SessionThreads:
     def submit(self, *work: Any) -> None:
         """Hand over one piece of work and return at once; raise RuntimeError if no thread can be had for it."""
         with self._lock:
-            if self._count <= self._unfinished and self._count < self._limit:
+            if self._count <= self.unfinished and self._count < self._limit:
                 _thread.start_new_thread(self._begin, ())
                 self._count += 1
-            self._unfinished += 1
+            self.unfinished += 1
         self._work.put(work)
 
     def _begin(self) -> None:  # pragma: no cover - what is run before tracing is on cannot be traced
@@ -74,12 +93,12 @@ class SessionThreads:
             self._serve(*work)
             del work  # or an idle thread would keep its last client's socket alive
             with self._lock:
-                self._unfinished -= 1
+                self.unfinished -= 1
 
     def _leave(self, ident: int) -> bool:
         """Take this thread out of the count; False if there is work for it after all."""
         with self._lock:
-            if self._count <= self._unfinished:
+            if self._count <= self.unfinished:
                 return False
             self._count -= 1
             self._idents.discard(ident)
