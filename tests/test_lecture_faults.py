@@ -159,8 +159,9 @@ def test_only_one_of_the_lectures_three_workers_starts() -> None:
         eventually(lambda: len(set(children_of(server.pid)) - {worker}) == 1)
 
     with ServerProcess("--mode", "thread", "--workers", "3") as server:
-        eventually(lambda: len(children_of(server.pid)) == 3)
+        server.wait_for_log("^listening")  # said when all of them serve
         workers = set(children_of(server.pid))
+        assert 3 == len(workers)
         for worker in workers:
             with stopped(workers - {worker}), connect(server.address) as client:
                 client.sendall(b"served by %d\nexit\n" % worker)
