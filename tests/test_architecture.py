@@ -27,9 +27,9 @@ FLOORS = {
         [
             "errors escaping browser version terminal waiting interrupts",
             "protocol proxyheader networks addresses systemd flags logs targets streams unix",
-            "proxy listeners certificates tls tls_stream metrics sink sessions threads children accepting",
+            "proxy listeners privileges pidfile certificates tls tls_stream metrics sink sessions threads children accepting",
             "options seats",
-            "handlers access supervisor status connection stopping",
+            "handlers access supervisor settings status connection stopping",
             "preamble transfer",
             "mixin client",
             "servers heartbeat",
