@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "serve"]
 
+#: What the rest of a start and sessions import only if they need it.
+_LATER = (
+    *("datetime", "hashlib", "json", "shlex", "struct"),
+    *(".heartbeat", ".proxy", ".running", ".supervisor", ".targets"),
+)
+
 _log = logging.getLogger("stdserve")
 
 
@@ -119,8 +125,11 @@ def _files_of(listeners: Sequence[socket.socket]) -> list[str]:
 
 
 def _become(identity: Identity, made: Sequence[str]) -> None:
-    # What is yet to be imported of ours, while it can be read for certain: /root is closed to all others.
-    from . import heartbeat, running, supervisor, targets  # noqa: F401
+    from importlib import import_module
+
+    # While it can be read: a Python under /root is closed to all others.
+    for name in _LATER:
+        import_module(name, __package__)
     from .privileges import become, give_files
 
     give_files(identity, made)

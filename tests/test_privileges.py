@@ -151,6 +151,39 @@ def test_addresses_and_files_are_opened_with_the_rights_of_root(folder: Path) ->
 
 
 @needs_root
+def test_a_unix_socket_is_the_users(folder: Path) -> None:
+    """Who connects is a matter of its mode; it goes with the server where the user may remove it."""
+    closed = folder / "closed"
+    closed.mkdir(0o700)
+    for path in (folder / "socket", closed / "socket"):
+        with serve(folder, "-u", "nobody", "-b", f"unix:{path}", port=None) as server:
+            server.wait_for_log(f"^listening on unix:{path} ")
+            assert (NOBODY.pw_uid, NOBODY.pw_gid) == (path.stat().st_uid, path.stat().st_gid)
+            assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+            assert 0 == server.stop()
+    # The other folder is root's. What is left there is taken over by the next server.
+    assert [True, False] == [path.exists() for path in (closed / "socket", folder / "socket")]
+    with serve(folder, "-b", f"unix:{closed / 'socket'}", port=None) as server:
+        server.wait_for_log("^listening on unix:")
+
+
+@needs_root
+def test_all_that_sessions_need_is_there_when_python_cannot_be_read_any_more(folder: Path) -> None:
+    """As where it is installed under /root: what is imported only when it is needed has been imported before."""
+    path = folder / "socket"
+    words = ["--format", "json", "--max-conns-per-ip", "5", "--mode", "fork", "--workers", "2"]
+    with serve(folder, "-u", "nobody", "-b", f"unix:{path}", *words, port=None) as server:
+        server.wait_for_log("^listening on unix:")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b"ping\n")
+            server.wait_for_output(b'"line": "ping"}\n')
+    with serve(folder, "-u", "nobody", "--proxy-protocol") as server:
+        exchange(server.address, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nping\n")
+        assert b"ping\n" == server.output
+
+
+@needs_root
 def test_an_output_that_was_there_keeps_its_owner(folder: Path) -> None:
     """Only what this start has made is given away."""
     output = folder / "output"
