@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import grp
+import importlib
 import os
 import pwd
 import shutil
@@ -37,25 +39,23 @@ def folder() -> Iterator[Path]:
     try:
         yield path
         for measured in path.glob(".coverage.*"):
-            shutil.move(measured, measured_at())
+            shutil.move(measured, Path(measurement().config.data_file).parent)
     finally:
         shutil.rmtree(path)
 
 
-def measured_at() -> Path:
-    """Where the coverage of the tests is kept."""
-    from coverage import Coverage
-
-    current = Coverage.current()
-    assert current is not None
-    return Path(current.get_data().base_filename()).parent
+def measurement() -> Any:
+    """The measuring of coverage that is under way, if any; not known to the type checker, whose environment lacks it."""
+    return importlib.import_module("coverage").Coverage.current()
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What a process needs to know whose user changes."""
-    return (
-        {"COVERAGE_FILE": str(folder / ".coverage")} if any(name.startswith("COVERAGE_") for name in os.environ) else {}
-    )
+    """What a process needs to be told whose user changes: where to leave its coverage."""
+    if measurement() is None:
+        return {}
+    config = copy.copy(measurement().config)
+    config.data_file = str(folder / ".coverage")
+    return {"COVERAGE_PROCESS_CONFIG": config.serialize()}
 
 
 def unprivileged() -> list[str]:
