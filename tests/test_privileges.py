@@ -45,7 +45,7 @@ def folder() -> Iterator[Path]:
 
 
 def measurement() -> Any:
-    """The measuring of coverage that is under way, if any; not known to the type checker, whose environment lacks it."""
+    """The measuring of coverage that is under way, if any; unknown to the type checker, whose environment lacks it."""
     return importlib.import_module("coverage").Coverage.current()
 
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 from processes import DEADLINE, ServerProcess
-from test_options import SETTINGS
+from test_options import NEEDS, SETTINGS
 
 from stdserve.errors import ConfigError, StartError
 from stdserve.options import Options, option_fields
@@ -66,18 +66,19 @@ def run(*line: str, **popen: Any) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_can_be_set_in_every_source(name: str, tmp_path: Path) -> None:
     """A file, with either spelling of its key; the environment; the command line."""
-    line, value = SETTINGS[name]
-    texts = texts_of(name)
-    expected = Options(**{name: value})
+    names = [name, NEEDS[name]] if name in NEEDS else [name]
+    texts = {one: texts_of(one) for one in names}
+    expected = Options(**{one: SETTINGS[one][1] for one in names})
 
-    for key in (name, name.replace("_", "-"), name.upper()):
-        path = written(tmp_path, f"{key} = " + "\n    ".join(texts))
+    for spell in (str, str.upper, lambda key: key.replace("_", "-")):
+        path = written(tmp_path, *(f"{spell(one)} = " + "\n    ".join(texts[one]) for one in names))
         settings, _ = read_settings({"config": path}, {})
-        assert (expected, {name: f"{path}:2"}) == (settings.options, settings.origins)
-    settings, _ = read_settings({}, {variable(name): " ".join(texts)})
-    assert (expected, {name: f"environment {variable(name)}"}) == (settings.options, settings.origins)
-    settings, _ = read_settings(words(*line), {})
-    assert (expected, {name: "the command line"}) == (settings.options, settings.origins)
+        assert (expected, f"{path}:2") == (settings.options, settings.origins[name])
+    settings, _ = read_settings({}, {variable(one): " ".join(texts[one]) for one in names})
+    origins = {one: f"environment {variable(one)}" for one in names}
+    assert (expected, origins) == (settings.options, settings.origins)
+    settings, _ = read_settings(words(*(word for one in names for word in SETTINGS[one][0])), {})
+    assert (expected, dict.fromkeys(names, "the command line")) == (settings.options, settings.origins)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +320,7 @@ def values_of(name: str) -> st.SearchStrategy[Any]:
 def some_options(draw: st.DrawFn) -> Options:
     """Options of which a few are not the default."""
     names = draw(st.sets(st.sampled_from(sorted(OPTIONS)), max_size=6))
+    names |= {NEEDS[name] for name in names & set(NEEDS)}
     try:
         return Options(**{name: draw(values_of(name)) for name in sorted(names)})
     except ConfigError:
