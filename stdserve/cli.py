@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from . import runner
-from .errors import ConfigError, StartError, StdserveError
+from .errors import ConfigError, OutputError, StartError, StdserveError
 from .interrupts import STOP_SIGNALS, spare_stops
-from .options import Options, add_flags, parse_options
+from .options import Options
+from .settings import Request, Settings, add_all_flags, did_you_mean, read_settings, setting_groups, show_settings
 from .terminal import fill_descriptors, say, settle
 from .version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 __all__ = ["main", "run"]
 
@@ -40,11 +41,13 @@ _PATIENCE = 1.0
 _HABITS = {
     "-l": "listening is all it does; leave -l out",
     "-k": "it serves one client after the other by itself; leave -k out (for one client only: --once)",
-    "-p": "the port is a plain word: python -m stdserve 9000",
+    "-p": "the port is a plain word: python -m stdserve 9000 (and for a pid file: --pid FILE)",
     "-e": "to run code for each client, write a request handler: --handler module:Class",
     "-t": "times have long names: --idle-timeout, --session-timeout, --graceful-timeout, --linger-timeout",
     "--timeout": "say which: --idle-timeout (a silent client), --session-timeout (a whole session),"
     " --graceful-timeout (a stop), --linger-timeout (a last reply)",
+    "-D": "it stays in the foreground; systemd and the like take it from there",
+    "--daemon": "it stays in the foreground; systemd and the like take it from there",
     "--host": "addresses go with the port: --bind HOST:PORT",
     "--port": "the port is a plain word: python -m stdserve 9000",
     "--threads": "threads come with --mode thread and are bounded by --max-conns",
@@ -58,9 +61,9 @@ def main(argv: Sequence[str] | None = None, running: Callable[[], None] | None =
     """
     fill_descriptors()
     try:
-        options = _parse(argv)
-        with _log_on_stderr(options.log_level):
-            runner.serve(options=options, ready=lambda addresses: _explain(options, addresses, running))
+        settings, request = read_settings(_parse(argv), os.environ)
+        with settings.placing_errors():
+            _dispatch(settings, request, running)
     except StdserveError as error:
         say(f"stdserve: {error}\n")
         if isinstance(error, ConfigError):
@@ -98,7 +101,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def _parse(argv: Sequence[str] | None) -> Options:
+def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
     parser = _Parser(
         prog="python -m stdserve",
         description=_DESCRIPTION,
@@ -107,13 +110,44 @@ def _parse(argv: Sequence[str] | None) -> Options:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"stdserve {__version__}")
-    add_flags(parser)
+    add_all_flags(parser)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        word = unknown[0].partition("=")[0]
-        hint = _HABITS.get(word) or _HABITS.get(word[:2] if not word.startswith("--") else "")
-        raise ConfigError(f"{hint} ({word} is unknown)" if hint else f"unknown argument {word!r}; --help lists all")
-    return parse_options(vars(known))
+        raise ConfigError(_hint(unknown[0].partition("=")[0]))
+    return vars(known)
+
+
+def _hint(word: str) -> str:
+    """Say what to type in the place of a word that is unknown."""
+    if hint := _HABITS.get(word) or _HABITS.get(word[:2] if not word.startswith("--") else ""):
+        return f"{hint} ({word} is unknown)"
+    flags = [flag for _, options in setting_groups() for option in options for flag in option.metadata["flags"]]
+    names = [flag[2:] for flag in flags if flag.startswith("--")]
+    near = did_you_mean(word[2:], names, "--{}") if word.startswith("--") else ""
+    return f"unknown argument {word!r}{near or '; --help lists all'}"
+
+
+def _dispatch(settings: Settings, request: Request, running: Callable[[], None] | None) -> None:
+    options = settings.options
+    if request.check_config:
+        runner.check(options)
+    if request.print_config:
+        _show(show_settings(settings))
+    elif request.check_config:
+        _show("stdserve: these settings are fine\n")
+    else:
+        with _log_on_stderr(options.log_level):
+            runner.serve(options=options, ready=lambda addresses: _explain(options, addresses, running))
+
+
+def _show(text: str) -> None:
+    """Write on standard output, in UTF-8 whatever a terminal speaks; raise OutputError if it takes nothing."""
+    try:
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+    except (AttributeError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is closed"
+        raise OutputError(f"cannot write to standard output: {reason}") from None
 
 
 @contextmanager

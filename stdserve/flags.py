@@ -6,6 +6,7 @@ Nothing here knows which options there are; ``options`` does.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import Field, field
 from math import isfinite
 
@@ -16,12 +17,31 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
-__all__ = ["add_flag", "check", "flag_of", "option", "parse_count", "parse_duration", "parse_mode", "parse_text"]
+__all__ = [
+    "add_flag",
+    "check",
+    "flag_of",
+    "grouped",
+    "option",
+    "parse_count",
+    "parse_duration",
+    "parse_mode",
+    "parse_switch",
+    "parse_text",
+    "show_value",
+    "usage_of",
+]
 
 #: The longest of all durations, 23 days: poll(2) counts its milliseconds in an int.
 LONGEST_SECONDS = 2_000_000
 
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+
+#: configparser's words, which git and systemd take as well.
+_SWITCH = {"yes": True, "on": True, "true": True, "1": True, "no": False, "off": False, "false": False, "0": False}
+
+#: What takes back a limit that another source has set: the value of an option whose default is that there is none.
+NO_LIMIT = "none"
 
 
 def parse_duration(text: str) -> float:
@@ -54,10 +74,19 @@ def parse_mode(text: str) -> int:
     return int(digits, 8)
 
 
+def parse_switch(text: str) -> bool:
+    """Return what ``yes`` or ``no`` says, in any of the words for them; raise ConfigError for anything else."""
+    try:
+        return _SWITCH[text.strip().lower()]
+    except KeyError:
+        raise ConfigError(f"must be yes or no, not {text!r}") from None
+
+
 def option(default: Any, *flags: str, help: str, metavar: str = "", **rules: Any) -> Any:
     """Make a field of a dataclass of options.
 
-    ``rules``: parse (text -> value), least, most, above (limits), choices, repeat (it may be given more than once).
+    ``rules``: parse (text -> value), least, most, above (limits), choices, repeat (it may be given more than once),
+    heads (the name of the group that begins with this option; the others go with the one before them).
     """
     return field(default=default, metadata={"flags": flags, "help": help, "metavar": metavar, **rules})
 
@@ -89,29 +118,74 @@ def check(option: Field[Any], value: Any) -> None:
             raise ConfigError(f"{flag} must be {limit}, not {value}")
 
 
-def add_flag(parser: argparse.ArgumentParser, option: Field[Any]) -> None:
-    """Give ``parser`` one argument for ``option``. Values stay text; ``parse_text`` reads them.
+def grouped(options: Iterable[Field[Any]]) -> list[tuple[str, list[Field[Any]]]]:
+    """Part ``options`` into groups: each begins with the one that heads it. The first has to head one."""
+    groups: list[tuple[str, list[Field[Any]]]] = []
+    for one in options:
+        if "heads" in one.metadata:
+            groups.append((one.metadata["heads"], []))
+        groups[-1][1].append(one)
+    return groups
 
-    The parser is to be made with ``argument_default=argparse.SUPPRESS``, so that absent options stay absent.
-    """
+
+def usage_of(option: Field[Any]) -> tuple[str, str]:
+    """Return what stands for a value of ``option``, empty for a switch, and its help with the default filled in."""
     rules = option.metadata
-    arguments: dict[str, Any] = {"help": rules["help"].replace("%(default)s", str(option.default))}
+    words = "" if isinstance(option.default, bool) else rules["metavar"] or "{" + ",".join(rules["choices"]) + "}"
+    return words, rules["help"].replace("%(default)s", str(option.default))
+
+
+def add_flag(parser: argparse._ActionsContainer, option: Field[Any]) -> None:
+    """Give ``parser``, or a group of one, the argument for ``option``. Values stay text; ``parse_text`` reads them.
+
+    The parser is to be made with ``argument_default=argparse.SUPPRESS``, so that absent options stay absent. A switch
+    also has its opposite, ``--no-NAME``, which help leaves out.
+    """
+    from argparse import SUPPRESS  # whoever has a parser has imported it
+
+    metavar, help = usage_of(option)
+    flags = option.metadata["flags"]
     if isinstance(option.default, bool):
-        arguments["action"] = "store_true"
+        parser.add_argument(*flags, dest=option.name, action="store_true", help=help)
+        opposite = "--no-" + flags[-1].removeprefix("--")
+        parser.add_argument(opposite, dest=option.name, action="store_false", help=SUPPRESS)
+    elif flags:
+        action = "append" if option.metadata.get("repeat") else "store"
+        parser.add_argument(*flags, dest=option.name, action=action, metavar=metavar, help=help)
     else:
-        arguments["metavar"] = rules["metavar"] or "{" + ",".join(rules["choices"]) + "}"
-        arguments["action"] = "append" if rules.get("repeat") else "store"
-    if rules["flags"]:
-        parser.add_argument(*rules["flags"], dest=option.name, **arguments)
-    else:
-        parser.add_argument(option.name, nargs="?", **arguments)
+        parser.add_argument(option.name, nargs="?", metavar=metavar, help=help)
 
 
 def parse_text(option: Field[Any], text: Any) -> Any:
-    """Return the value that ``text`` gives ``option``; ConfigError names the flag at fault."""
+    """Return the value that ``text`` gives ``option``; ConfigError names the flag at fault.
+
+    A switch is given by a word for yes or no, or as what it is; a repeatable option by a list of texts.
+    """
     parse = option.metadata.get("parse")
+    if isinstance(option.default, bool):
+        parse = None if isinstance(text, bool) else parse_switch
+    elif option.default is None and parse is not None and text == NO_LIMIT:
+        return None
     try:
         return text if parse is None else parse(text)
     except ConfigError as error:
         # A positional's own message names it already.
         raise ConfigError(f"{flag_of(option)} {error}" if option.metadata["flags"] else str(error)) from None
+
+
+def show_value(option: Field[Any], value: Any) -> str | None:
+    """Return the text that ``parse_text`` reads as ``value``, of an option that is not repeatable.
+
+    None if there is no such text: no text stands for a file that is not given.
+    """
+    parse = option.metadata.get("parse")
+    if value is None:
+        return NO_LIMIT if parse is not None else None
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if parse is parse_duration:
+        from decimal import Decimal  # here, for few starts show their settings
+
+        # repr has the fewest digits that mean this very number, but writes small ones as 1e-05.
+        return f"{Decimal(repr(float(value))):f}".removesuffix(".0") + "s"
+    return f"{value:o}" if parse is parse_mode else str(value)

@@ -1,6 +1,7 @@
 """Every setting of the server, once: name, default, flag, help and limits are the metadata of one dataclass.
 
-The command line's flags and ``--help`` are made from :class:`Options`; nothing else lists them.
+The flags of the command line, ``--help``, the keys of a settings file, the variables of the environment and the table
+of the README are made from :class:`Options`; nothing else lists them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import cached_property
 
 from .addresses import DEFAULT_PORT, LOOPBACK, UNIX_MODE, Address, parse_address, parse_port
 from .errors import ConfigError
-from .flags import add_flag, check, option, parse_count, parse_duration, parse_mode, parse_text
+from .flags import add_flag, check, grouped, option, parse_count, parse_duration, parse_mode, parse_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
     from .certificates import Certificates
     from .networks import Rules
 
-__all__ = ["BUILT_IN_MODES", "Options", "add_flags", "make_options", "option_fields", "parse_options"]
+__all__ = [
+    "BUILT_IN_MODES",
+    "Options",
+    "add_flags",
+    "make_options",
+    "option_fields",
+    "option_groups",
+    "parse_options",
+]
 
 #: The modes that need not be registered; ``factory.MODES`` has their classes.
 BUILT_IN_MODES = ("single", "thread", "fork") if hasattr(os, "fork") else ("single", "thread")
@@ -38,6 +47,7 @@ class Options:
     port: int = option(
         DEFAULT_PORT,
         help="TCP port, 0 for any free one (default: %(default)s)",
+        heads="addresses",
         metavar="PORT",
         parse=parse_port,
         least=0,
@@ -66,7 +76,13 @@ class Options:
         "--reuse-port",
         help="let other servers listen on the same TCP port; the kernel spreads clients over them",
     )
-    mode: str = option("thread", "--mode", help="single, thread or fork (default: %(default)s)", metavar="MODE")
+    mode: str = option(
+        "thread",
+        "--mode",
+        heads="sessions",
+        help="single, thread or fork (default: %(default)s)",
+        metavar="MODE",
+    )
     workers: int = option(
         1,
         "-w",
@@ -88,9 +104,11 @@ class Options:
         help="line: lines end at LF; chunk: each read is one message, the lecture's rule (default: %(default)s)",
         choices=("line", "chunk"),
     )
+    once: bool = option(False, "--once", help="serve one client, then end")
     format: str = option(
         "text",
         "--format",
+        heads="output",
         help="text: the line; peer: the client's address before it; json: one object a line (default: %(default)s)",
         choices=("text", "peer", "json"),
     )
@@ -98,10 +116,10 @@ class Options:
         None, "-o", "--output", help="append what clients send to FILE instead of standard output", metavar="FILE"
     )
     raw: bool = option(False, "--raw", help="pass control characters and undecodable bytes through as they came")
-    once: bool = option(False, "--once", help="serve one client, then end")
     max_line: int = option(
         65536,
         "--max-line",
+        heads="limits",
         help="longest line in bytes; a longer one ends its session (default: %(default)s)",
         metavar="BYTES",
         parse=parse_count,
@@ -173,6 +191,7 @@ class Options:
     proxy_protocol: bool = option(
         False,
         "--proxy-protocol",
+        heads="access",
         help="every connection begins with a PROXY header, version 1 or 2, that says whose it is",
     )
     proxy_allow_from: tuple[str, ...] = option(
@@ -194,17 +213,10 @@ class Options:
     denyfile: tuple[str, ...] = option(
         (), "--denyfile", help="file with a network to refuse on each line", metavar="FILE", repeat=True
     )
-    graceful_timeout: float = option(
-        30.0,
-        "--graceful-timeout",
-        help="how long a stop waits for sessions to end before it cuts them (default: 30s)",
-        metavar="TIME",
-        parse=parse_duration,
-        above=0,
-    )
     tls_cert: str | None = option(
         None,
         "--tls-cert",
+        heads="TLS",
         help="speak TLS, with the certificate in FILE (PEM), its chain after it",
         metavar="FILE",
     )
@@ -226,11 +238,49 @@ class Options:
     tls_reload: bool = option(
         False, "--tls-reload", help="read the TLS files again when one of them changes; if they are bad, keep the old"
     )
+    graceful_timeout: float = option(
+        30.0,
+        "--graceful-timeout",
+        heads="operation",
+        help="how long a stop waits for sessions to end before it cuts them (default: 30s)",
+        metavar="TIME",
+        parse=parse_duration,
+        above=0,
+    )
     log_level: str = option(
         "info",
         "--log-level",
         help="least level to log on standard error (default: %(default)s)",
         choices=("debug", "info", "warning", "error"),
+    )
+    pid: str | None = option(
+        None,
+        "--pid",
+        help="write the process id to FILE, locked so that a second server with the same FILE does not start",
+        metavar="FILE",
+    )
+    user: str | None = option(
+        None,
+        "-u",
+        "--user",
+        help="become this user, a name or number, once the addresses are bound and the files are open (needs root)",
+        metavar="USER",
+    )
+    group: str | None = option(
+        None,
+        "-g",
+        "--group",
+        help="become this group, a name or number (default: that of --user)",
+        metavar="GROUP",
+    )
+    umask: int | None = option(
+        None,
+        "--umask",
+        help="file permissions not to give, in octal, for all files that are made (default: what the server inherits)",
+        metavar="MODE",
+        parse=parse_mode,
+        least=0,
+        most=0o777,
     )
 
     def __post_init__(self) -> None:
@@ -300,10 +350,17 @@ def option_fields() -> Iterator[Field[Any]]:
     yield from fields(Options)
 
 
+def option_groups() -> list[tuple[str, list[Field[Any]]]]:
+    """Return the options in groups, each with its name, in the order of the dataclass."""
+    return grouped(option_fields())
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` one argument for each option, as ``flags.add_flag`` does."""
-    for field in option_fields():
-        add_flag(parser, field)
+    """Give ``parser`` one argument for each option, group by group, as ``flags.add_flag`` does."""
+    for title, options in option_groups():
+        group = parser.add_argument_group(title)
+        for field in options:
+            add_flag(group, field)
 
 
 def parse_options(texts: Mapping[str, Any]) -> Options:
@@ -315,7 +372,7 @@ def parse_options(texts: Mapping[str, Any]) -> Options:
 def make_options(options: Options | None, settings: dict[str, Any]) -> Options:
     """Return ``options`` (default: all defaults) with ``settings`` changed; ConfigError names an unknown one.
 
-    Without settings they stay the same object, with what it has loaded.
+    Without settings they stay the same object, with the files that it has loaded: by now it may not read them.
     """
     if options is not None and not settings:
         return options

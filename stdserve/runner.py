@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from .addresses import format_peer
@@ -18,9 +19,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .privileges import Identity
     from .targets import Handler
 
-__all__ = ["serve"]
+__all__ = ["check", "serve"]
+
+#: What the rest of a start and sessions import only if they need it.
+_LATER = (
+    *("datetime", "hashlib", "json", "shlex", "struct"),
+    *(".heartbeat", ".proxy", ".running", ".supervisor", ".targets"),
+)
 
 _log = logging.getLogger("stdserve")
 
@@ -36,27 +44,51 @@ def serve(
 
     ``handler`` is a request handler class; without one, ``options.handler`` is loaded. ``settings`` are fields of
     ``Options``, on top of ``options``. ``ready(addresses)`` is called once clients can connect, with the
-    addresses as text. To be called in the main thread, before other threads run if the mode or workers fork.
+    addresses as text. To be called in the main thread, before other threads run if the mode or workers fork. With
+    ``options.user`` or ``group`` the process is somebody else from then on, and stays so.
 
-    Raises ConfigError (wrong options or handler), StartError (an address or the output cannot be had), OutputError
+    Raises ConfigError (wrong options or handler), StartError (an address, a file or a user cannot be had), OutputError
     (the output takes no more).
     """
     options = make_options(options, settings)
-    handler = handler or _load_foreign(options)
-    sink = open_sink(options.output, format=options.format, raw=options.raw)
-    try:
-        listeners = open_listeners(options.addresses, unix_mode=options.unix_mode, reuse_port=options.reuse_port)
+    identity = _load_files(options)
+    if identity is None:
+        handler = handler or _load_foreign(options)
+    with _claims(options):
+        made = _files_to_make(options)
+        sink = open_sink(options.output, format=options.format, raw=options.raw)
         try:
-            _run(partial(_announce, options, listeners, ready), handler, options, listeners, sink)
+            listeners = open_listeners(options.addresses, unix_mode=options.unix_mode, reuse_port=options.reuse_port)
+            try:
+                if identity is not None:
+                    _become(identity, [*made, *_files_of(listeners)])
+                    # With no more rights than it will have when workers are renewed.
+                    handler = handler or _load_foreign(options)
+                _run(partial(_announce, options, listeners, ready), handler, options, listeners, sink)
+            finally:
+                close_listeners(listeners)
         finally:
-            close_listeners(listeners)
-    finally:
-        sink.close()
+            sink.close()
+
+
+def check(options: Options) -> None:
+    """Load all that ``serve`` would load, and open nothing; raise what it would raise for that."""
+    _load_files(options)
+    _load_foreign(options)
+
+
+def _load_files(options: Options) -> Identity | None:
+    """Read the files that are named, and look up who to become; None if that is who we are."""
+    options.load()
+    if options.user is None and options.group is None:
+        return None
+    from .privileges import find_identity
+
+    return find_identity(options.user, options.group)
 
 
 def _load_foreign(options: Options) -> Handler | None:
-    """Load what may be wrong, before anything is opened: files, a mode and a handler that are not ours."""
-    options.load()
+    """Load what may be wrong: a mode and a handler that are not ours."""
     if options.mode not in BUILT_IN_MODES:
         from .factory import server_class
 
@@ -66,6 +98,42 @@ def _load_foreign(options: Options) -> Handler | None:
     from .targets import load_handler
 
     return load_handler(options.handler)
+
+
+@contextmanager
+def _claims(options: Options) -> Iterator[None]:
+    """Have the umask and the pid file of the options for the length of the block."""
+    with ExitStack() as claims:
+        if options.umask is not None:
+            from .privileges import masked
+
+            claims.enter_context(masked(options.umask))
+        if options.pid is not None:
+            from .pidfile import pid_file
+
+            claims.enter_context(pid_file(options.pid))
+        yield
+
+
+def _files_to_make(options: Options) -> list[str]:
+    return [path for path in (options.output,) if path is not None and not os.path.lexists(path)]
+
+
+def _files_of(listeners: Sequence[socket.socket]) -> list[str]:
+    paths = [getattr(listener, "path", None) for listener in listeners]
+    return [path for path in paths if path is not None]
+
+
+def _become(identity: Identity, made: Sequence[str]) -> None:
+    from importlib import import_module
+
+    # While it can be read: a Python under /root is closed to all others.
+    for name in _LATER:
+        import_module(name, __package__)
+    from .privileges import become, give_files
+
+    give_files(identity, made)
+    become(identity)
 
 
 def _run(

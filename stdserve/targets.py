@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import socketserver
 from collections.abc import Callable
 
@@ -26,7 +27,9 @@ def load_handler(target: str) -> Handler:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise ConfigError(f"--handler {target}: cannot import {module_name!r}: {error!r}") from error
+        # Python passes over a folder that it may not read: the module is just not there.
+        closed = "" if os.access(".", os.R_OK | os.X_OK) else "; this user cannot read the current folder"
+        raise ConfigError(f"--handler {target}: cannot import {module_name!r}: {error!r}{closed}") from error
     handler = getattr(module, name, None)
     if handler is None:
         raise ConfigError(f"--handler {target}: module {module_name!r} has no {name!r}")

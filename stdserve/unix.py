@@ -29,6 +29,11 @@ class UnixListener(socket.socket):
 
     _made: tuple[str, int, tuple[int, ...]] | None = None
 
+    @property
+    def path(self) -> str | None:
+        """The file that was made for this listener; None for one that has none, as an abstract one."""
+        return self._made[0] if self._made is not None else None
+
     def own(self, path: str) -> None:
         """Remember that the file at ``path`` is ours, wherever this process goes."""
         self._made = os.path.abspath(path), os.getpid(), _identity(path)

@@ -26,10 +26,10 @@ FLOORS = {
     for floor, names in enumerate(
         [
             "errors escaping browser version terminal waiting interrupts",
-            "protocol proxyheader networks addresses systemd flags logs targets streams unix",
+            "protocol proxyheader networks addresses systemd flags logs targets streams unix privileges pidfile",
             "proxy listeners certificates tls tls_stream metrics sink sessions threads children accepting",
             "options seats",
-            "handlers access supervisor status connection stopping",
+            "handlers access supervisor settings status connection stopping",
             "preamble transfer",
             "mixin client",
             "servers heartbeat",

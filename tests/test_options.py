@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stdserve.addresses import Address
 from stdserve.errors import ConfigError
 from stdserve.flags import parse_duration, parse_mode
-from stdserve.options import Options, add_flags, option_fields, parse_options
+from stdserve.options import Options, add_flags, make_options, option_fields, parse_options
 
 #: A value other than the default for each option: as words of a command line, and as it is then.
 SETTINGS: dict[str, tuple[list[str], Any]] = {
@@ -54,6 +54,10 @@ SETTINGS: dict[str, tuple[list[str], Any]] = {
     "tls_min_version": (["--tls-min-version", "1.3"], "1.3"),
     "tls_reload": (["--tls-reload"], True),
     "log_level": (["--log-level", "debug"], "debug"),
+    "pid": (["--pid", "file"], "file"),
+    "user": (["-u", "nobody"], "nobody"),
+    "group": (["-g", "65534"], "65534"),
+    "umask": (["--umask", "027"], 0o27),
 }
 
 #: What an option must not be without.
@@ -239,6 +243,16 @@ def test_a_duration_that_nothing_can_wait_for_is_a_config_error(seconds: float) 
     """Else it is an OverflowError when the server stops: the system counts nanoseconds in 64 bits."""
     with pytest.raises(ConfigError):
         Options(graceful_timeout=seconds)
+
+
+def test_without_a_change_they_are_the_same_options() -> None:
+    """With the files that they have loaded, which cannot be read any more once root's rights are given up."""
+    options = Options(deny="192.0.2.0/24")  # type: ignore[arg-type]
+    options.load()
+
+    assert options.rules is make_options(options, {}).rules
+    assert 5 == make_options(options, {"workers": 5}).workers
+    assert Options() == make_options(None, {})
 
 
 def test_options_do_not_change() -> None:

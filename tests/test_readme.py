@@ -14,7 +14,9 @@ import pytest
 from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange, peer_program, read_all
 
 from stdserve import cli
-from stdserve.options import Options, option_fields
+from stdserve.flags import usage_of
+from stdserve.options import Options
+from stdserve.settings import read_settings, setting_groups
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -255,15 +257,15 @@ def test_what_the_readme_says_there_is_to_use_is_there() -> None:
 
 
 def option_table() -> str:
-    """The README's table of options, from the dataclass."""
+    """The README's table of options, in their groups, from the dataclass."""
     rows = ["| option | what it does |", "|---|---|"]
-    for option in option_fields():
-        rules = option.metadata
-        words = rules["metavar"] or ("" if isinstance(option.default, bool) else "{" + ",".join(rules["choices"]) + "}")
-        flags = ", ".join(f"`{flag}`" for flag in rules["flags"])
-        name = (f"{flags} {words}" if flags else f"`{words}`").strip()
-        text = rules["help"].replace("%(default)s", str(option.default)).replace("|", "\\|")
-        rows.append(f"| {name} | {text} |")
+    for title, options in setting_groups():
+        rows.append(f"| **{title}** | |")
+        for option in options:
+            words, text = usage_of(option)
+            flags = ", ".join(f"`{flag}`" for flag in option.metadata["flags"])
+            name = (f"{flags} {words}" if flags else f"`{words}`").strip()
+            rows.append(f"| {name} | " + text.replace("|", "\\|") + " |")
     return "\n".join(rows) + "\n"
 
 
@@ -271,6 +273,17 @@ def test_the_table_of_options_is_generated() -> None:
     """To write it anew: `python tests/test_readme.py`."""
     table = TEXT.partition("<!-- generated: options -->\n")[2].partition("<!-- end -->")[0]
     assert option_table() == table
+
+
+def test_the_settings_file_and_its_like_are_what_the_readme_says(tmp_path: Path) -> None:
+    """The example is read, and does what stands beside it."""
+    path = tmp_path / "server.ini"
+    path.write_text(block("example: settings"))
+    options = read_settings({"config": str(path)}, {})[0].options
+    assert (("127.0.0.1:9000", "[::1]:9000"), 300.0) == (options.bind, options.idle_timeout)
+    assert (True, " back soon ") == (options.raw, options.overflow_message)
+    assert "`STDSERVE_IDLE_TIMEOUT=5s`" in TEXT
+    assert 5.0 == read_settings({}, {"STDSERVE_IDLE_TIMEOUT": "5s"})[0].options.idle_timeout
 
 
 def test_the_table_of_faults_is_what_the_script_prints() -> None:
