@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
+from .logs import Event
 from .waiting import Waiter
 
 TYPE_CHECKING = False
@@ -122,7 +123,7 @@ class AcceptLoop:
             return False
         except Exception as error:
             if getattr(error, "errno", None) in _BROKEN_CLIENT:
-                _log.debug("reject reason=broken error=%s", error)
+                _log.debug(Event("reject", f": {error}", reason="broken"))
                 return True
             self._fail(error)
             return False
@@ -134,7 +135,7 @@ class AcceptLoop:
 
     def _fail(self, error: Exception) -> None:
         if self._failed_at is None:
-            _log.error("error accept: %s; clients wait in the backlog until it works again", error)
+            _log.error(Event("error", f"accept: {error}; clients wait in the backlog until it works again"))
         self._failed_at = time.monotonic()
 
     def _recover(self, calm: float) -> float:
@@ -142,6 +143,6 @@ class AcceptLoop:
         if calm < REST_SECONDS:
             return REST_SECONDS - calm
         if calm >= CALM_SECONDS:
-            _log.warning("accept works again")
+            _log.warning(Event("accept", "works again"))
             self._failed_at = None
         return CALM_SECONDS

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from .errors import PeerError
+from .logs import Event
 from .options import Options
 from .seats import Seats, SharedSeats
 from .sessions import Session, half_close
@@ -114,7 +115,7 @@ class Admission:
     def _refuse(self, session: Session, error: PeerError) -> None:
         # Of those there are too many of, the log counts; it names those who have no business here.
         crowd = error.reason in ("full", "address")
-        _log.log(logging.DEBUG if crowd else logging.INFO, "reject %s reason=%s", session.peer, error.reason)
+        _log.log(logging.DEBUG if crowd else logging.INFO, session.event("reject", reason=error.reason))
         if crowd:
             self._overload.strike(refused=1)
             self._refusals.refuse(session.request)
@@ -154,7 +155,7 @@ class _Overload:
         self._refused += refused
         if not self._began:
             self._began = self._last
-            _log.warning("overload began: %s", self._what)
+            _log.warning(Event("overload", f"began: {self._what}"))
 
     def check(self, crowded: bool) -> None:
         if not self._began:
@@ -163,7 +164,9 @@ class _Overload:
         if crowded:
             self._last = now
         elif now - self._last >= CALM_SECONDS:
-            _log.warning("overload ended: refused=%d seconds=%.1f", self._refused, self._last - self._began)
+            seconds = self._last - self._began
+            told = {"refused": self._refused, "seconds": round(seconds, 1)}
+            _log.warning(Event("overload", f"ended: refused={self._refused} seconds={seconds:.1f}", data=told))
             self._began, self._refused = 0.0, 0
 
 

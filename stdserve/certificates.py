@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from .errors import ConfigError, StartError
+from .logs import Event
 
 __all__ = ["Certificates", "TLSFiles", "client_context", "load_context"]
 
@@ -135,9 +136,9 @@ class Certificates:
             try:
                 self.context = load_context(self.files)
             except StartError as error:
-                _log.error("error tls: %s; the certificate from before stays", error)
+                _log.error(Event("error", f"tls: {error}; the certificate from before stays"))
                 return False
-        _log.info("reload certificate=%s", self.files.certfile)
+        _log.info(Event("reload", certificate=self.files.certfile))
         return True
 
     def changed(self) -> bool:

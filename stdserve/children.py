@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from .logs import Event
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
@@ -116,7 +118,7 @@ def _live(run: Callable[[], int], handlers: Mapping[int, Any], mask: set[Any]) -
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         status = int(run())
     except BaseException:
-        _log.exception("error in child process %d", os.getpid())
+        _log.exception(Event("error", f"in child process {os.getpid()}"))
     finally:
         try:
             _flush_streams()

@@ -10,12 +10,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from . import runner
 from .errors import ConfigError, OutputError, StartError, StdserveError
 from .interrupts import STOP_SIGNALS, spare_stops
+from .logs import Event, log_to
 from .options import Options
 from .settings import Request, Settings, add_all_flags, did_you_mean, read_settings, setting_groups, show_settings
 from .terminal import fill_descriptors, say, settle
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 __all__ = ["main", "run"]
+
+_log = logging.getLogger("stdserve")
 
 _DESCRIPTION = """\
 Run any socketserver request handler, and keep it running. Without a handler of yours it is a server of lines:
@@ -136,8 +138,8 @@ def _dispatch(settings: Settings, request: Request, running: Callable[[], None] 
     elif request.check_config:
         _show("stdserve: these settings are fine\n")
     else:
-        with _log_on_stderr(options.log_level):
-            runner.serve(options=options, ready=lambda addresses: _explain(options, addresses, running))
+        with log_to(options.log_file, options.log_format, options.log_level) as plain:
+            runner.serve(options=options, ready=lambda addresses: _explain(options, addresses, plain, running))
 
 
 def _show(text: str) -> None:
@@ -150,33 +152,18 @@ def _show(text: str) -> None:
         raise OutputError(f"cannot write to standard output: {reason}") from None
 
 
-@contextmanager
-def _log_on_stderr(level: str) -> Iterator[None]:
-    """Send the log to standard error, and put its logger back as it was: main() may be one call of many."""
-    logger = logging.getLogger("stdserve")
-    before = logger.level, logger.propagate
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(level.upper())
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        level_before, logger.propagate = before
-        logger.setLevel(level_before)
-
-
-def _explain(options: Options, addresses: Sequence[str], running: Callable[[], None] | None) -> None:
-    """Tell on stderr how to try the server; only where it speaks for itself, not for a handler of the user's."""
+def _explain(options: Options, addresses: Sequence[str], plain: bool, running: Callable[[], None] | None) -> None:
+    """Tell how to try the server; only where it speaks for itself, not for a handler of the user's."""
     if running is not None:
         running()
     if options.handler != Options.handler or options.log_level in ("warning", "error"):
         return
-    ways = _unix_ways if addresses[0].startswith("unix:") else _tcp_ways
-    say("try it from another terminal (an empty line or exit ends a session, Ctrl-C this server):\n")
-    say("".join(f"  {way}\n" for way in ways(addresses[0])))
+    ways = (_unix_ways if addresses[0].startswith("unix:") else _tcp_ways)(addresses[0])
+    if plain:
+        say("try it from another terminal (an empty line or exit ends a session, Ctrl-C this server):\n")
+        say("".join(f"  {way}\n" for way in ways))
+    else:
+        _log.info(Event("try", "it: " + "; ".join(ways), data={"ways": ways}))
 
 
 def _tcp_ways(address: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import socketserver
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from .accepting import AcceptLoop
 from .access import Admission
@@ -21,6 +21,7 @@ from .addresses import format_peer
 from .errors import OutputError, PeerError
 from .interrupts import StopNow, breaks_off
 from .listeners import BACKLOG, address_of, client_address_of, close_listeners, family_for, prepare_listener
+from .logs import Event
 from .options import Options
 from .preamble import Preamble
 from .protocol import EndReason
@@ -280,9 +281,8 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
                     self.sessions[session.request] = session
                     del self.sessions[accepted]
         session.opened = True
-        told = (("tls", session.tls), ("subject", session.subject))
-        words = "".join(f" {name}={text}" for name, text in told if text)
-        _log.log(_level(session), "open %s%s", session.peer, words)
+        told = {"tls": session.tls, "subject": session.subject}
+        _log.log(_level(session), session.event("open", **{name: text for name, text in told.items() if text}))
 
     def _end_badly(self, request: Any, client_address: Any) -> None:
         """Report the exception being handled and close the connection, even if the hooks for that raise too."""
@@ -293,7 +293,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
                 except BaseException as error:
                     if breaks_off(error):
                         raise
-                    _log.exception("error %s: a hook of the server failed", format_peer(client_address))
+                    _log.exception(Event("error", ": a hook of the server failed", peer=format_peer(client_address)))
         finally:
             request.close()
             self._forget(request)
@@ -326,17 +326,18 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         error = sys.exc_info()[1]
         reason = next((reason for kind, reason in _PEERS_FAULTS if isinstance(error, kind)), EndReason.ERROR)
         session = self.sessions.get(request)
+        event = partial(Event, peer=format_peer(client_address)) if session is None else session.event
         if session is not None:
             session.reason = reason
         if isinstance(error, OutputError):
             self._fail(error)
         elif isinstance(error, PeerError):
             cut = session and session.cut_for
-            _log.info("reject %s reason=%s: %s", format_peer(client_address), cut.value if cut else error.reason, error)
+            _log.info(event("reject", f": {error}", reason=cut.value if cut else error.reason))
         elif reason is not EndReason.ERROR:
-            _log.debug("error %s: %s", format_peer(client_address), error)
+            _log.debug(event("error", f": {error}"))
         else:
-            _log.error("error %s: %r", format_peer(client_address), error, exc_info=True)
+            _log.error(event("error", f": {error!r}"), exc_info=True)
 
     def _forget(self, request: Any) -> None:
         full = self.active >= self.max_conns
@@ -346,12 +347,13 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         if session.opened:
             _log.log(
                 _level(session),
-                "close %s reason=%s lines=%d bytes=%d seconds=%.3f",
-                session.peer,
-                (session.cut_for or session.reason).value,
-                session.lines,
-                session.received,
-                session.seconds,
+                session.event(
+                    "close",
+                    reason=(session.cut_for or session.reason).value,
+                    lines=session.lines,
+                    bytes=session.received,
+                    seconds=f"{session.seconds:.3f}",
+                ),
             )
         self._admission.leave(session)
         if full or self._stopping or self._accepts_left == 0:

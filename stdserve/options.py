@@ -253,6 +253,15 @@ class Options:
         help="least level to log on standard error (default: %(default)s)",
         choices=("debug", "info", "warning", "error"),
     )
+    log_format: str | None = option(
+        None,
+        "--log-format",
+        help="text: a line for people; json: an object a line (default: text on a terminal, json elsewhere)",
+        choices=("text", "json"),
+    )
+    log_file: str | None = option(
+        None, "--log-file", help="append the log to FILE instead of standard error", metavar="FILE"
+    )
     pid: str | None = option(
         None,
         "--pid",

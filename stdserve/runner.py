@@ -12,6 +12,7 @@ from functools import partial
 from .addresses import format_peer
 from .interrupts import hold_stops
 from .listeners import BACKLOG, close_listeners, effective_backlog, open_listeners
+from .logs import Event
 from .options import BUILT_IN_MODES, Options, make_options
 from .sink import Sink, open_sink
 
@@ -164,8 +165,8 @@ def _announce(options: Options, listeners: Sequence[socket.socket], ready: Calla
     # The kernel's number, not the one asked for: clients beyond it are dropped, and nobody else tells.
     backlog = effective_backlog(BACKLOG)
     for address in addresses:
-        _log.info(
-            "listening on %s (mode %s%s, backlog %d, pid %d)", address, options.mode, workers, backlog, os.getpid()
-        )
+        text = f"on {address} (mode {options.mode}{workers}, backlog {backlog}, pid {os.getpid()})"
+        told = {"address": address, "mode": options.mode, "workers": options.workers, "backlog": backlog}
+        _log.info(Event("listening", text, data=told))
     if ready is not None:
         ready(addresses)

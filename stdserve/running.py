@@ -20,6 +20,7 @@ from .handlers import PrintHandler
 from .heartbeat import Heartbeat
 from .interrupts import STOP_SIGNALS, StopNow, let_stops
 from .listeners import close_listeners
+from .logs import Event
 from .mixin import ServerMixin
 from .options import Options
 from .sink import Sink
@@ -123,7 +124,7 @@ def status_of(run: Callable[..., None], *arguments: Any) -> int:
     except OutputError:
         return _FAILED  # the sink, which the processes share, tells the parent why
     except StdserveError as error:
-        _log.error("error %s", error)
+        _log.error(Event("error", str(error)))
         return _UNSTARTED
     return _STOPPED
 

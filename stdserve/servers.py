@@ -193,7 +193,7 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             _, session = self._children.pop(child.pid)
             self._admission.leave(session)
             if status < 0 and not self._stopping:
-                _log.error("error child %d was ended by %s", child.pid, signal.Signals(-status).name)
+                _log.error(session.event("error", f"child {child.pid} was ended by {signal.Signals(-status).name}"))
             if not self._stopping and (failure := self.sink.error):
                 self._fail(failure)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import time
 
 from .addresses import format_peer
+from .logs import Event
 from .protocol import EndReason
 
 TYPE_CHECKING = False
@@ -20,24 +22,39 @@ __all__ = ["LINGER_BYTES", "Session", "end_output", "half_close", "linger"]
 LINGER_BYTES = 64 * 1024 * 1024
 
 
+_numbers = itertools.count(1)
+
+
 class Session:
     """The record of one connection, from accept to close; its handler counts in it.
 
-    ``request`` is the socket, ``client_address`` and ``peer`` its address, as the system gives it and as text;
-    ``lines`` and ``received`` (bytes) count what came in, ``reason`` is why it ended: CLOSED until a handler knows
-    better, and what ``cut`` said once that was called. ``proxy`` is the header of the PROXY protocol that gave
-    the address, ``tls`` the version of TLS that is spoken, ``subject`` whom the client's certificate is for; None
-    where there is none. ``opened`` tells that
-    nothing stood between the client and the handler any more, ``seat`` belongs to whoever counts addresses.
+    ``number`` tells it from the others of this process, ``request`` is the socket, ``client_address`` and ``peer``
+    its address, as the system gives it and as text; ``lines`` and ``received`` (bytes) count what came in, ``reason``
+    is why it ended: CLOSED until a handler knows better, and what ``cut`` said once that was called. ``proxy`` is the
+    header of the PROXY protocol that gave the address, ``tls`` the version of TLS that is spoken, ``subject`` whom the
+    client's certificate is for; None where there is none. ``opened`` tells that nothing stood between the client and
+    the handler any more, ``seat`` belongs to whoever counts addresses.
     """
 
     __slots__ = (
-        *("client_address", "cut_for", "input_ended", "lines", "opened", "peer", "proxy", "reason", "received"),
+        *(
+            "client_address",
+            "cut_for",
+            "input_ended",
+            "lines",
+            "number",
+            "opened",
+            "peer",
+            "proxy",
+            "reason",
+            "received",
+        ),
         *("request", "seat", "started", "subject", "tls"),
     )
 
     def __init__(self, request: socket.socket, client_address: Any) -> None:
         self.request = request
+        self.number = next(_numbers)
         self.cut_for: EndReason | None = None
         self.input_ended = self.opened = False
         self.proxy: ProxyHeader | None = None
@@ -54,6 +71,10 @@ class Session:
     def seconds(self) -> float:
         """How long the session has lasted."""
         return time.monotonic() - self.started
+
+    def event(self, word: str, text: str = "", **fields: Any) -> Event:
+        """Return an event of the log that is about this session."""
+        return Event(word, text, peer=self.peer, session=self.number, **fields)
 
     def name(self, client_address: Any) -> None:
         """Say who the client is."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from .accepting import AcceptLoop
 from .errors import OutputError
 from .listeners import close_listeners
+from .logs import Event
 from .options import Options
 from .protocol import EndReason
 from .sessions import Session
@@ -141,7 +142,7 @@ class StopMixin:
         try:
             if before and not self._stopping_now and not self.failure:
                 patience = self.options.graceful_timeout
-                _log.info("drain sessions=%d seconds=%g", before, patience)
+                _log.info(Event("drain", sessions=before, seconds=f"{patience:g}"))
                 self._end_input()
                 self._wait_for_sessions(patience)
         except KeyboardInterrupt:
@@ -150,7 +151,7 @@ class StopMixin:
         if cut:
             self._cut()
             self._wait_for_sessions(CUT_SECONDS, cut=True)
-        _log.info("stopped finished=%d cut=%d", finished_before + before - cut, cut_before + cut)
+        _log.info(Event("stopped", finished=finished_before + before - cut, cut=cut_before + cut))
 
     def _wait_for_sessions(self, seconds: float, cut: bool = False) -> None:
         """Wait for sessions to end, for so long; no longer once they are to be cut, unless they are already."""

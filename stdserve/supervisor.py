@@ -17,6 +17,7 @@ from functools import partial
 from types import FrameType
 
 from .children import POLL_SECONDS, Child, fork_child, ignore_signal
+from .logs import Event
 from .waiting import Waiter
 
 TYPE_CHECKING = False
@@ -122,7 +123,7 @@ class Supervisor:
     def _handle_signals(self) -> None:
         while self._signals:
             signum = self._signals.popleft()
-            _log.debug("signal %s", signal.Signals(signum).name)
+            _log.debug(Event("signal", signal.Signals(signum).name))
             if signum not in self._passed_on:
                 self._stop()
                 continue
@@ -188,7 +189,7 @@ class Supervisor:
         if child.fd is not None:
             self._waiter.watch(child.fd, _nothing)
         self._waiter.watch(heart, partial(self._hear, worker))
-        _log.debug("worker %d started", child.pid)
+        _log.debug(Event("worker", f"{child.pid} started"))
 
     def _hear(self, worker: _Worker) -> None:
         if os.read(worker.heart, 4096):
@@ -228,7 +229,7 @@ class Supervisor:
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         self._wait = 0.0 if lasted >= HELD_SECONDS else min(LONGEST_WAIT, max(FIRST_WAIT, self._wait * 2))
         self._start_at = time.monotonic() + self._wait
-        _log.error("error worker %d %s; another starts in %g s", worker.pid, how, self._wait)
+        _log.error(Event("error", f"worker {worker.pid} {how}; another starts in {self._wait:g} s"))
 
 
 def _beat(fd: int) -> None:

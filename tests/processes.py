@@ -68,9 +68,10 @@ class ServerProcess:
             words,
             stdin=subprocess.DEVNULL,
             stdout=self._output if stdout is None else stdout,
-            stderr=subprocess.PIPE,
+            stderr=popen.pop("stderr", subprocess.PIPE),
             cwd=popen.pop("cwd", self.folder),
-            env={**os.environ, **(env or {})},
+            # Lines to look for, as on a terminal.
+            env={**os.environ, "STDSERVE_LOG_FORMAT": "text", **(env or {})},
             **popen,
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
@@ -89,14 +90,13 @@ class ServerProcess:
         if self.process.stdout is not None:
             self.process.stdout.close()
         self._reader.join(DEADLINE)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
         self._output.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read_log(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        for line in self.process.stderr or ():
             with self._news:
                 self.log.append(line.decode().rstrip("\n"))
                 self._news.notify_all()

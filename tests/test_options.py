@@ -54,6 +54,8 @@ SETTINGS: dict[str, tuple[list[str], Any]] = {
     "tls_min_version": (["--tls-min-version", "1.3"], "1.3"),
     "tls_reload": (["--tls-reload"], True),
     "log_level": (["--log-level", "debug"], "debug"),
+    "log_format": (["--log-format", "json"], "json"),
+    "log_file": (["--log-file", "log"], "log"),
     "pid": (["--pid", "file"], "file"),
     "user": (["-u", "nobody"], "nobody"),
     "group": (["-g", "65534"], "65534"),
