@@ -39,6 +39,8 @@ def server_class(mode: str) -> type[ServerMixin]:
     try:
         return MODES[mode]
     except KeyError:
+        if mode == "fork":
+            raise ConfigError("--mode fork needs os.fork, which this system does not have; try --mode thread") from None
         raise ConfigError(f"--mode must be one of {', '.join(MODES)}, not {mode!r}") from None
 
 

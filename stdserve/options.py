@@ -307,6 +307,8 @@ class Options:
             raise ConfigError("--reuse-port is for TCP: no --bind is a host")
         if self.raw and self.format == "json":
             raise ConfigError("--raw and --format json exclude each other: JSON cannot carry bytes as they came")
+        if self.workers > 1 and not hasattr(os, "fork"):
+            raise ConfigError("--workers needs os.fork, which this system does not have; one process is all it can be")
         if self.once and self.workers > 1:
             raise ConfigError("--once and --workers exclude each other: one client needs one process")
         for name in ("tls_key", "tls_password_file", "tls_client_ca", "tls_reload"):

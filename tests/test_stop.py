@@ -107,29 +107,25 @@ def test_12_17_clients_keep_coming_while_all_processes_stop(mode: str, tmp_path:
 
 def test_14_a_stop_does_not_wait_for_a_poll() -> None:
     """100 starts and stops, the 99th of 100 well below the half second that the standard library polls in."""
-    theirs = THEIRS(LOCAL, Upper)
-    serving = begin(theirs.serve_forever)
-    assert b"ONE\n" == exchange(theirs.server_address, b"one")
-    started = time.monotonic()
-    theirs.shutdown()
-    assert time.monotonic() - started > 0.1
-    assert ended(serving)
-    theirs.server_close()
-
-    times = []
-    for number in range(100):
-        server = (SingleServer, ThreadServer)[number % 2](LOCAL, Upper)
-        serving = begin(server.serve_forever)
-        if number % 10 == 0:
-            assert b"ONE\n" == exchange(server.server_address, b"one")
-        started = time.monotonic()
-        server.shutdown()
-        times.append(time.monotonic() - started)
-        server.server_close()
-        assert ended(serving)
+    assert any(stop_of(THEIRS(LOCAL, Upper), with_client=True) > 0.1 for _ in range(5))
+    servers = ((SingleServer, ThreadServer)[number % 2](LOCAL, Upper) for number in range(100))
+    times = [stop_of(server, with_client=number % 10 == 0) for number, server in enumerate(servers)]
     # On a quiet machine the 99th takes 2 ms.
     assert statistics.median(times) < 0.1
     assert sorted(times)[98] < 0.45
+
+
+def stop_of(server: Any, with_client: bool) -> float:
+    """Start a server, stop it, and return the seconds that ``shutdown`` took."""
+    serving = begin(server.serve_forever)
+    if with_client:
+        assert b"ONE\n" == exchange(server.server_address, b"one")
+    started = time.monotonic()
+    server.shutdown()
+    seconds = time.monotonic() - started
+    server.server_close()
+    assert ended(serving)
+    return seconds
 
 
 def wake_ups(pid: int) -> int:
