@@ -26,8 +26,8 @@ FLOORS = {
     for floor, names in enumerate(
         [
             "errors escaping browser version terminal waiting interrupts",
-            "protocol proxyheader networks addresses systemd flags logs targets streams unix",
-            "proxy listeners certificates tls tls_stream metrics sink sessions threads children accepting",
+            "protocol proxyheader networks addresses systemd flags logs targets streams unix certificates",
+            "proxy listeners tls tls_stream metrics sink sessions threads children accepting",
             "options seats",
             "handlers access supervisor status connection stopping",
             "preamble transfer",
