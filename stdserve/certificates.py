@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from .errors import ConfigError, StartError
 from .logs import Event
 
-__all__ = ["Certificates", "TLSFiles", "client_context", "load_context"]
+__all__ = ["PLAIN_EOF", "Certificates", "TLSFiles", "load_context"]
 
 _log = logging.getLogger("stdserve")
 
@@ -28,7 +28,7 @@ _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 #: OpenSSL 3 takes an EOF without close_notify, which ends the reads of every draining session, for a fatal error after
 #: which nothing can be sent: the last replies would be lost. Earlier versions have neither the fault nor the option.
-_PLAIN_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+PLAIN_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 
 _CERTIFICATE = re.compile(b"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _KEY = re.compile(b"-----BEGIN [A-Z ]*PRIVATE KEY-----")
@@ -76,42 +76,12 @@ def load_context(files: TLSFiles) -> ssl.SSLContext:
         raise ConfigError(f"--tls-min-version must be one of {', '.join(_VERSIONS)}, not {files.min_version!r}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[files.min_version]
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | _PLAIN_EOF
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | PLAIN_EOF
     context.num_tickets = 0
     _load_pair(context, files.certfile, files.keyfile, files.password_file)
     if files.client_ca is not None:
         _load_authorities(context, files.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-def client_context(
-    ca_file: str | None = None,
-    insecure: bool = False,
-    cert: str | None = None,
-    key: str | None = None,
-    password_file: str | None = None,
-) -> ssl.SSLContext:
-    """Return a context for a client that trusts the CAs in ``ca_file`` (None: the system's), or anyone if ``insecure``.
-
-    ``cert``, ``key`` and ``password_file`` are its own certificate as in :class:`TLSFiles`. Raises StartError as
-    ``load_context`` does, ConfigError for options that do not go together.
-    """
-    if insecure and ca_file is not None:
-        raise ConfigError("a CA file is of no use to a client that trusts anyone")
-    if cert is None and (key is not None or password_file is not None):
-        raise ConfigError("a key or its password is of no use without a certificate")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    elif ca_file is None:
-        context.load_default_certs()
-    else:
-        _load_authorities(context, ca_file)
-    if cert is not None:
-        _load_pair(context, cert, key, password_file)
     return context
 
 

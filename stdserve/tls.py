@@ -15,6 +15,7 @@ import socket
 import ssl
 import time
 
+from .certificates import PLAIN_EOF
 from .errors import PeerError
 from .streams import SessionSocket
 
@@ -66,26 +67,20 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
-def wrap(connected: socket.socket, context: ssl.SSLContext, hostname: str | None = None) -> TLSSocket:
-    """Return a TLSSocket in the place of ``connected``, whose handshake is still to be done; nothing is sent yet.
+def wrap(accepted: socket.socket, context: ssl.SSLContext) -> TLSSocket:
+    """Return a TLSSocket in the place of ``accepted``, whose handshake is still to be done; nothing is sent yet.
 
-    It is the server's end, with ``context`` from ``certificates.load_context``; or the client's, given the ``hostname``
-    that the server's certificate has to have. Raises ConnectionResetError, with everything closed, if the connection
-    is gone: ``ssl`` would give a socket that reads and writes plain text (CVE-2023-40217 is of this family).
+    ``context`` is one of ``certificates.load_context``. Raises ConnectionResetError, with everything closed, if the
+    connection is gone: ``ssl`` would give a socket that reads and writes plain text (as in CVE-2023-40217).
     """
     context.sslsocket_class = TLSSocket
-    server_side = hostname is None
-    max_line = getattr(connected, "max_line", TLSSocket.max_line)
+    max_line = getattr(accepted, "max_line", TLSSocket.max_line)
     try:
         tls: Any = context.wrap_socket(
-            connected,
-            server_side=server_side,
-            server_hostname=hostname,
-            do_handshake_on_connect=False,
-            suppress_ragged_eofs=False,
+            accepted, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=not PLAIN_EOF
         )
     except OSError as error:
-        connected.close()
+        accepted.close()
         raise ConnectionResetError(f"the connection was gone before its TLS handshake: {error}") from None
     try:
         # No connection comes back: one that is there now was there when ``ssl`` looked for it.
@@ -121,8 +116,7 @@ class TLSSocket(SessionSocket, ssl.SSLSocket):
         """
         timeout = self.gettimeout()
         try:
-            if self.server_side:
-                self._check_first_bytes(deadline)
+            self._check_first_bytes(deadline)
             # For the whole handshake, not for each of its reads (ssl's documentation of do_handshake).
             self._set_deadline(deadline)
             self.do_handshake()

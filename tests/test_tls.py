@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from processes import DEADLINE, eventually, peer_program, read_all, reset
 
 from stdserve import tls as room
-from stdserve.certificates import TLSFiles, client_context, load_context
+from stdserve.certificates import TLSFiles, load_context
 from stdserve.errors import PeerError
 from stdserve.sessions import half_close, linger
 from stdserve.streams import LineTooLong, SessionReader, SessionSocket
@@ -698,7 +698,9 @@ def test_a_reply_that_was_cut_off_does_not_end_well(pair: Pair, timeout: float) 
     session, client = pair
     session.settimeout(timeout)
     with pytest.raises((TimeoutError, ssl.SSLWantWriteError)):
-        session.sendall(b"x" * 20_000_000)
+        # In pieces that the kernel takes whole or not at all: else OpenSSL itself has no place for a close_notify.
+        while True:
+            session.send(b"x" * 16000)
     session.close_notify(soon())
     half_close(session, socket.SHUT_WR)
     with pytest.raises(ssl.SSLError):
@@ -774,59 +776,3 @@ def test_close_now_closes_though_files_are_open_and_openssl_lets_go(pair: Pair) 
         assert b"somebody else's" == ours.recv(100)
         os.close(number)
     reader.close()
-
-
-# The client's end.
-
-
-def test_a_client_of_ours(authority: Authority) -> None:
-    """The same socket, made with the name of the server."""
-    accepted, raw = tcp()
-    own = authority.pair("client.test")
-    files = dataclasses.replace(authority.pair(), client_ca=authority.path)
-    session = wrap(accepted, load_context(files))
-    shaking = Beside(lambda: session.handshake(soon()))
-    with session, wrap(raw, client_context(authority.path, cert=own.certfile, key=own.keyfile), "localhost") as client:
-        client.handshake(soon())
-        shaking.result()
-        client.sendall(b"ping")
-        client.shutdown(socket.SHUT_WR)
-        assert b"ping" == read_all(session)
-        session.sendall(b"pong")
-        session.close_notify(soon())
-        half_close(session, socket.SHUT_WR)
-        assert b"pong" == read_all(client)
-
-
-@pytest.mark.parametrize("name", ["elsewhere.test", "localhost"])
-def test_a_client_of_ours_wants_the_right_name_or_an_authority(authority: Authority, name: str) -> None:
-    """Or is told to be content with anyone."""
-    for context, content in (
-        (client_context(authority.path), name == "localhost"),
-        (client_context(insecure=True), True),
-    ):
-        accepted, raw = tcp()
-        session = wrap(accepted, load_context(authority.pair()))
-        shaking = Beside(lambda session=session: session.handshake(soon()))  # type: ignore[misc]
-        with session, wrap(raw, context, name) as client:
-            if content:
-                client.handshake(soon())
-                shaking.result()
-            else:
-                with pytest.raises(PeerError, match="refused: Hostname mismatch"):
-                    client.handshake(soon())
-                with pytest.raises(PeerError, match="the peer sent the alert"):
-                    shaking.result()
-
-
-def test_an_end_without_close_notify_is_an_error_for_a_client_of_ours(authority: Authority) -> None:
-    """Somebody may have cut it off."""
-    accepted, raw = tcp()
-    session = wrap(accepted, load_context(authority.pair()))
-    shaking = Beside(lambda: session.handshake(soon()))
-    with session, wrap(raw, client_context(authority.path), "localhost") as client:
-        client.handshake(soon())
-        shaking.result()
-        half_close(session, socket.SHUT_WR)
-        with pytest.raises(ConnectionResetError, match="the TLS connection broke"):
-            client.recv(10)
