@@ -102,6 +102,8 @@ def client_context(
         raise ConfigError("a key or its password is of no use without a certificate")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A server shall not make a call that sends wait for one that receives.
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     if insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
