@@ -85,6 +85,38 @@ def load_context(files: TLSFiles) -> ssl.SSLContext:
     return context
 
 
+def client_context(
+    ca_file: str | None = None,
+    insecure: bool = False,
+    cert: str | None = None,
+    key: str | None = None,
+    password_file: str | None = None,
+) -> ssl.SSLContext:
+    """Return a context for a client that trusts the CAs in ``ca_file`` (None: the system's), or anyone if ``insecure``.
+
+    ``cert``, ``key`` and ``password_file`` are its own certificate as in :class:`TLSFiles`. Raises StartError as
+    ``load_context`` does, ConfigError for options that do not go together.
+    """
+    if insecure and ca_file is not None:
+        raise ConfigError("a CA file is of no use to a client that trusts anyone")
+    if cert is None and (key is not None or password_file is not None):
+        raise ConfigError("a key or its password is of no use without a certificate")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A server shall not make a call that sends wait for one that receives.
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif ca_file is None:
+        context.load_default_certs()
+    else:
+        _load_authorities(context, ca_file)
+    if cert is not None:
+        _load_pair(context, cert, key, password_file)
+    return context
+
+
 class Certificates:
     """The context that new sessions take: ``context``; replaced as a whole, and sessions keep what they began with.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .addresses import parse_address
 from .connection import Client, as_line
-from .errors import ConfigError, OutputError, StdserveError
+from .errors import ConfigError, OutputError, StartError, StdserveError
 from .terminal import say, settle
 from .transfer import Input, Transfer
 
@@ -74,9 +74,9 @@ def _context(given: argparse.Namespace) -> ssl.SSLContext | None:
     asked = given.tls, given.tls_ca, given.tls_insecure, given.tls_cert, given.tls_name is not None
     if not any(asked):
         return None
-    from .tls_stream import client_context  # it imports ssl, a quarter of a start
+    from .certificates import client_context  # it imports ssl, a quarter of a start
 
-    return client_context(given.tls_ca, given.tls_cert, given.tls_key, insecure=given.tls_insecure)
+    return client_context(given.tls_ca, given.tls_insecure, given.tls_cert, given.tls_key)
 
 
 def _source(given: argparse.Namespace) -> tuple[str, int] | None:
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130  # 128 + SIGINT, as shells count
     except (StdserveError, OSError) as error:  # OSError: no descriptors left
         say(f"{error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
+        return 2 if isinstance(error, ConfigError | StartError) else 1  # the latter for a file that an option names
     finally:
         settle()
     return 0

@@ -200,7 +200,7 @@ def _proxy_header(version: str | None, source: tuple[str, int] | None) -> Callab
 def _context(tls: ssl.SSLContext | bool | None) -> ssl.SSLContext | None:
     """Return the context that ``tls`` asks for, None for no TLS."""
     if tls is True:
-        from .tls_stream import client_context  # it imports ssl, a quarter of a start
+        from .certificates import client_context  # it imports ssl, a quarter of a start
 
         return client_context()
     return tls or None

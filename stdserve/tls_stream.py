@@ -17,35 +17,10 @@ import time
 
 from .errors import ConfigError
 
-__all__ = ["TLSStream", "client_context"]
+__all__ = ["TLSStream"]
 
 # Bytes sent or received at a time, four records.
 _BLOCK = 65536
-
-
-def client_context(
-    ca: str | None = None, cert: str | None = None, key: str | None = None, *, insecure: bool = False
-) -> ssl.SSLContext:
-    """Return a context that verifies the server by the CAs in the file ``ca``, by default those of the system.
-
-    ``cert`` and ``key`` (by default in the same file) are PEM files with the client's own certificate and key.
-    ``insecure`` takes any certificate. Raises ConfigError that names the file which cannot be used.
-    """
-    try:
-        context = ssl.create_default_context(cafile=ca)
-    except OSError as error:
-        raise ConfigError(f"cannot use the CA certificates in {ca}: {_fault(error).strerror}") from None
-    if insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if cert:
-        try:
-            context.load_cert_chain(cert, key)
-        except OSError as error:
-            raise ConfigError(f"cannot use the certificate in {cert}: {_fault(error).strerror}") from None
-    # A server of TLS 1.2 cannot make a call that sends wait for one that receives.
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    return context
 
 
 class TLSStream:
@@ -210,10 +185,8 @@ class TLSStream:
             self._sock.shutdown(socket.SHUT_WR)
 
 
-def _fault(error: OSError) -> OSError:
+def _fault(error: ssl.SSLError) -> OSError:
     """Return the error with OpenSSL's words for its text, without file, line and number."""
-    if not isinstance(error, ssl.SSLError):
-        return error
     if isinstance(error, ssl.SSLCertVerificationError):
         words = f"certificate verify failed: {error.verify_message.rstrip('.')}"
     elif error.reason == "WRONG_VERSION_NUMBER":

@@ -27,8 +27,8 @@ FLOORS = {
         [
             "errors escaping browser version terminal waiting interrupts",
             "protocol proxyheader networks addresses systemd flags logs targets streams unix privileges pidfile",
-            "proxy listeners certificates tls tls_stream metrics sink sessions threads children accepting",
-            "options seats",
+            "proxy listeners certificates tls_stream metrics sink sessions threads children accepting",
+            "options seats tls",
             "handlers access supervisor settings status connection stopping",
             "preamble transfer",
             "mixin client",

@@ -19,12 +19,13 @@ from pathlib import Path
 import pytest
 import trustme
 from peers import behind_proxy, echo, ended, over_tls, read_until, run, running, serving
-from processes import DEADLINE, eventually, peer_program, read_all, reset
+from processes import DEADLINE, ServerProcess, eventually, peer_program, read_all, reset
 
+from stdserve.certificates import client_context
 from stdserve.connection import Client
 from stdserve.errors import ConfigError, ConnectError, ConnectTimeout, SendError, SendTimeout
 from stdserve.proxy import ProxyHeader
-from stdserve.tls_stream import TLSStream, client_context
+from stdserve.tls_stream import TLSStream
 from stdserve.transfer import Transfer
 
 #: More than the kernel's buffers between two processes hold.
@@ -339,10 +340,10 @@ def test_a_client_without_a_certificate_is_told(files: Files, trust: ssl.SSLCont
     ("words", "error"),
     [
         (["--tls-key", "{key}"], "--tls-key needs --tls-cert"),
-        (["--tls-ca", "{key}.no"], "cannot use the CA certificates in {key}.no: No such file or directory"),
-        (["--tls-ca", "{key}"], "cannot use the CA certificates in {key}: no certificate or crl found"),
-        (["--tls-cert", "{key}.no"], "cannot use the certificate in {key}.no: No such file or directory"),
-        (["--tls-cert", "{bare}"], "cannot use the certificate in {bare}: "),
+        (["--tls-ca", "{key}.no"], "cannot read the CA file '{key}.no': No such file or directory"),
+        (["--tls-ca", "{key}"], "the CA file '{key}' has no certificate in PEM"),
+        (["--tls-cert", "{key}.no"], "cannot read the certificate '{key}.no': No such file or directory"),
+        (["--tls-cert", "{bare}"], "'{bare}' has no private key in PEM"),
         (["--tls-ca", "{ca}", "--tls-insecure"], "argument --tls-insecure: not allowed with argument --tls-ca"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -457,7 +458,21 @@ def test_garbage_in_the_session(files: Files, trust: ssl.SSLContext) -> None:
             client.finish()
 
 
-# Other programs
+# Servers that are nobody's test
+
+
+@pytest.mark.parametrize("mode", ["thread", "fork"])
+def test_our_own_server_echoes_megabytes(files: Files, mode: str, tmp_path: Path) -> None:
+    """Both ends of ours, over TLS: nothing is lost, and the session ends in order for both."""
+    source, output = tmp_path / "input", tmp_path / "output"
+    source.write_bytes((b"x" * 99 + b"\n") * (LARGE // 100))
+    words = ["--mode", mode, "--handler", "stdserve:EchoHandler", "--output", os.devnull, "--tls-cert", files.server]
+    with ServerProcess(*words) as server, source.open("rb") as stdin, output.open("wb") as stdout:
+        result = run(f"localhost:{server.port}", "--tls-ca", files.ca, stdin=stdin, stdout=stdout)
+        assert (0, None, b"") == result
+        server.wait_for_log("^close .* reason=eof ")
+
+    assert hashlib.sha256(source.read_bytes()).digest() == hashlib.sha256(output.read_bytes()).digest()
 
 
 @contextlib.contextmanager
