@@ -86,7 +86,7 @@ def _read_proxy_header(session: Session, deadline: float) -> None:
             raise ConnectionAbortedError("it left before its PROXY header")
         header = parser.receive_data(data)
     session.proxy = header
-    if header.source is not None:
+    if isinstance(header.source, tuple):  # of a UNIX client of the proxy there is no more than a path, if any
         session.name(header.source)
 
 
