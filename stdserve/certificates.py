@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from .errors import ConfigError, StartError
 from .logs import Event
 
-__all__ = ["PLAIN_EOF", "Certificates", "TLSFiles", "load_context"]
+__all__ = ["PLAIN_EOF", "Certificates", "TLSFiles", "client_context", "load_context"]
 
 _log = logging.getLogger("stdserve")
 
@@ -86,21 +86,12 @@ def load_context(files: TLSFiles) -> ssl.SSLContext:
 
 
 def client_context(
-    ca_file: str | None = None,
-    insecure: bool = False,
-    cert: str | None = None,
-    key: str | None = None,
-    password_file: str | None = None,
+    ca_file: str | None = None, insecure: bool = False, cert: str | None = None, key: str | None = None
 ) -> ssl.SSLContext:
     """Return a context for a client that trusts the CAs in ``ca_file`` (None: the system's), or anyone if ``insecure``.
 
-    ``cert``, ``key`` and ``password_file`` are its own certificate as in :class:`TLSFiles`. Raises StartError as
-    ``load_context`` does, ConfigError for options that do not go together.
+    ``cert`` and ``key`` are its own certificate as in :class:`TLSFiles`. Raises StartError as ``load_context`` does.
     """
-    if insecure and ca_file is not None:
-        raise ConfigError("a CA file is of no use to a client that trusts anyone")
-    if cert is None and (key is not None or password_file is not None):
-        raise ConfigError("a key or its password is of no use without a certificate")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # A server shall not make a call that sends wait for one that receives.
@@ -113,7 +104,7 @@ def client_context(
     else:
         _load_authorities(context, ca_file)
     if cert is not None:
-        _load_pair(context, cert, key, password_file)
+        _load_pair(context, cert, key, None)
     return context
 
 
