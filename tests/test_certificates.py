@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stdserve import certificates
@@ -154,6 +154,7 @@ def certificate(begin: datetime, end: datetime, issuer: str = "x") -> bytes:
     return builder.sign(KEY, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
+@settings(deadline=None)
 @given(MOMENTS, MOMENTS, st.text("abc", min_size=1, max_size=64))
 def test_the_dates_of_a_certificate_are_read_as_written(one: datetime, other: datetime, issuer: str) -> None:
     """UTCTime up to 2049, GeneralizedTime from then on, wherever they stand."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from authority import Authority
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import DEADLINE, eventually, peer_program, read_all, reset
 
@@ -257,6 +257,7 @@ def test_what_only_looks_like_tls_is_refused(authority: Authority, data: bytes, 
             session.handshake(soon())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_the_peers_fault(data: bytes) -> None:
     """Nothing but the two errors gets out."""
