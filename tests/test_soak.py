@@ -1,6 +1,6 @@
 """Good and hostile clients at once, for a while, against workers that are killed with -9 meanwhile; then the books.
 
-Two seconds for each mode by default, so that it is known to work; ``tox -e soak`` gives each a minute (STDSERVE_SOAK,
+Two seconds for each mode by default, so that it is known to work; ``tox -e soak`` gives each a minute (SOAK_SECONDS,
 in seconds). All of the load is bounded, in clients, bytes and time, and goes to this machine only.
 """
 
@@ -24,7 +24,7 @@ import pytest
 from processes import ServerProcess, children_of, connect, eventually, exchange, reset
 from test_stop import begin, ended
 
-SECONDS = float(os.environ.get("STDSERVE_SOAK", "2"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "2"))
 LONG = SECONDS >= 30
 
 WORKERS = 2
