@@ -83,7 +83,8 @@ def fork_child(run: Callable[[], int], handlers: Mapping[int, Any], born: Callab
     ``born(child)`` is called in the parent before any signal handler can run there, so that none finds a child
     that nobody has written down. In the child, signals wait until its own handlers are in place: none is lost,
     none reaches the parent's. The child never returns from here; it flushes the standard streams (``os._exit``
-    would drop what they hold), runs no exit hooks of the parent's, and exits with CRASHED if ``run`` raises.
+    would drop what they hold), runs no exit hooks of the parent's, and exits with CRASHED if ``run`` raises. Once
+    ``run`` is over no signal but SIGKILL reaches it.
     Raises OSError.
     """
     _flush_streams()  # or the child would say again what the parent has said
@@ -120,6 +121,9 @@ def _live(run: Callable[[], int], handlers: Mapping[int, Any], mask: set[Any]) -
     except BaseException:
         _log.exception(Event("error", f"in child process {os.getpid()}"))
     finally:
+        # There is nothing left to be told. A handler that ran in the middle of the end would find locks held, such as
+        # the buffers' here and those of whoever measures the process as it ends, and wait for itself.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             _flush_streams()
         finally:

@@ -192,6 +192,22 @@ def test_a_signal_in_a_childs_first_moment_is_its_own() -> None:
     """)
 
 
+def test_no_signal_reaches_a_child_at_its_end() -> None:
+    """Its handler would run in the middle of whatever is done there, and may wait for a lock that is held there."""
+    lines = run_forking("""
+        class Meets:
+            def flush(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGUSR1)
+        def run():
+            sys.stderr = Meets()
+            return 5
+        child = fork(run, {signal.SIGTERM: lambda *_: os._exit(6), signal.SIGUSR1: signal.SIG_DFL})
+        print(child.wait(100))
+    """)
+    assert ["5"] == lines
+
+
 def test_a_childs_handler_may_be_the_default() -> None:
     """The parent's own is undone; how the child ended says so."""
     assert ["-15"] == run_forking("""
