@@ -94,6 +94,11 @@ class AcceptLoop:
                 self.waiter.watch(listener, partial(self._accept_from, listener))
         self.waiter.turn(timeout)
 
+    def last_call(self) -> None:
+        """Take those who wait in the backlog, as many as fit and a turn of each listener allows."""
+        for listener in self._listeners():
+            self._accept_from(listener)
+
     def shut(self) -> None:
         """Look at the listeners no more, until the next turn that has room."""
         opened, self._open = self._open, ()

@@ -220,7 +220,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
             self._admission.crowd()
 
     def _has_room(self) -> bool:
-        if self._stopping or self._accepts_left == 0 or self._taken == self._take_until:
+        if self._stopping and not self._last_call or self._accepts_left == 0 or self._taken == self._take_until:
             return False
         return self._admission.has_room(self.active)
 

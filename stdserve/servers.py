@@ -10,7 +10,6 @@ import os
 import signal
 import socketserver
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = ["SingleServer", "ThreadServer"]
-
-#: Seconds after which a child that has not ended is told again.
-REPEAT_SECONDS = 0.2
 
 _log = logging.getLogger("stdserve")
 
@@ -147,7 +143,7 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             """Fork a child that runs the session; raise OSError if there can be none."""
             session = self.sessions[request]
             handlers: dict[int, Any] = {
-                signal.SIGTERM: lambda *_: session.end_input(),
+                signal.SIGTERM: lambda *_: self._end_input_of(session),
                 signal.SIGALRM: lambda *_: session.cut(EndReason.SESSION_TIMEOUT),
                 signal.SIGINT: ignore_signal,
             }
@@ -199,13 +195,6 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
 
         def _end_input(self) -> None:
             self._kill_children(signal.SIGTERM)
-
-        def _wait_for_sessions(self, seconds: float, cut: bool = False) -> None:
-            # A signal that reaches a child just before it begins to read is noticed after that read: so it is repeated.
-            deadline = time.monotonic() + seconds
-            while self.active and (left := deadline - time.monotonic()) > 0 and (cut or not self._stopping_now):
-                super()._wait_for_sessions(min(left, REPEAT_SECONDS), cut)
-                self._end_input()
 
         def _cut(self) -> None:
             self._kill_children(signal.SIGKILL)

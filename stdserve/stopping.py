@@ -28,12 +28,19 @@ _log = logging.getLogger("stdserve")
 #: Seconds that sessions which were cut get to notice it.
 CUT_SECONDS = 1.0
 
+#: Seconds from accept on in which a stop waits for a client's first words: they may be on their way, behind a PROXY
+#: header or a TLS handshake, and whoever is behind a proxy cannot be sent elsewhere any more.
+FIRST_SECONDS = 0.5
+
+#: Seconds after which sessions that have not ended are told again.
+REPEAT_SECONDS = 0.2
+
 
 class StopMixin:
     """The part of ``ServerMixin`` that ends it; ``serve_forever`` calls ``_drain`` at its end.
 
     Methods for the caller: ``request_stop``, ``shutdown``. Methods that a mode may override: ``_end_input`` (all
-    sessions read EOF), ``_cut`` (all are broken off), ``_wait_for_sessions``, ``_inside_session``.
+    sessions read EOF), ``_cut`` (all are broken off), ``_inside_session``.
 
     Attributes to set on the class: ``close_on_stop``. Attributes to read: ``occupied``.
     """
@@ -42,6 +49,7 @@ class StopMixin:
     #: a server that will not serve again.
     close_on_stop = False
 
+    inline: bool
     options: Options
     sessions: dict[Any, Session]
     failure: OutputError | None
@@ -52,7 +60,7 @@ class StopMixin:
     _stop_for = _cut_for = -1
     _serving_thread: int | None = None
     _at_rest: threading.Event
-    _close_at_end = False
+    _close_at_end = _last_call = False
     #: Sessions that a stop ended before it came to the others: finished, cut.
     _ended_before = (0, 0)
 
@@ -135,11 +143,12 @@ class StopMixin:
         """
         self.request_stop()
         self._loop.shut()
-        if self.close_on_stop:
-            close_listeners(self.listeners)
         before = self.active
         finished_before, cut_before = self._ended_before
         try:
+            if self.close_on_stop:
+                self._leave_listeners()
+            before = self.active
             if before and not self._stopping_now and not self.failure:
                 patience = self.options.graceful_timeout
                 _log.info(Event("drain", sessions=before, seconds=f"{patience:g}"))
@@ -151,16 +160,35 @@ class StopMixin:
         if cut:
             self._cut()
             self._wait_for_sessions(CUT_SECONDS, cut=True)
-        _log.info(Event("stopped", finished=finished_before + before - cut, cut=cut_before + cut))
+        _log.info(Event("stopped", finished=finished_before + max(0, before - cut), cut=cut_before + cut))
+
+    def _leave_listeners(self) -> None:
+        """Close the listeners; before that, accept whom the kernel has connected: the close resets them."""
+        self._last_call = not (self.inline or self.failure or self._stopping_now)
+        try:
+            self._loop.last_call()
+        finally:
+            self._last_call = False
+            close_listeners(self.listeners)
 
     def _wait_for_sessions(self, seconds: float, cut: bool = False) -> None:
         """Wait for sessions to end, for so long; no longer once they are to be cut, unless they are already."""
-        deadline = time.monotonic() + seconds
+        told = time.monotonic()
+        deadline = told + seconds
         while self.active and (left := deadline - time.monotonic()) > 0 and (cut or not self._stopping_now):
-            self._turn(left)
+            self._turn(min(left, REPEAT_SECONDS))
+            # Again: some were too young; a signal that a child gets just before it reads is noticed after that read.
+            if time.monotonic() - told >= REPEAT_SECONDS:
+                self._end_input()
+                told = time.monotonic()
 
     def _end_input(self) -> None:
         for session in list(self.sessions.values()):
+            self._end_input_of(session)
+
+    def _end_input_of(self, session: Session) -> None:
+        """End the input of a session, unless its first words may still be on their way."""
+        if self.inline or not self.close_on_stop or session.received or session.seconds >= FIRST_SECONDS:
             session.end_input()
 
     def _cut(self) -> None:

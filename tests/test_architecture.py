@@ -52,7 +52,6 @@ UNTESTED = {
     "__main__": "three lines, run by every test that starts the server as a process",
     "errors": "types without behaviour, raised and caught in the tests of every other room",
     "flags": "the machinery of options, tested with them",
-    "stopping": "the part of the mix-in that ends it, tested with it and in test_stop",
     "version": "one constant; that it is the built one is a test of the packaging",
 }
 

@@ -256,6 +256,16 @@ def test_what_the_readme_says_there_is_to_use_is_there() -> None:
     assert names <= set(stdserve.__all__)
 
 
+def test_what_the_readme_says_of_many_machines_leads_somewhere() -> None:
+    """Its links to files that are there, its flags to options that there are."""
+    section = TEXT.partition("### From one machine to many")[2].partition("\n## ")[0]
+    links = re.findall(r"\]\(([^)]*)\)", section)
+    assert 3 == len(links)
+    assert all((README.parent / link).exists() for link in links)
+    flags = {flag for _, options in setting_groups() for option in options for flag in option.metadata["flags"]}
+    assert {"--proxy-protocol", "--workers"} <= set(re.findall(r"`(--[a-z-]+)`", section)) <= flags
+
+
 def option_table() -> str:
     """The README's table of options, in their groups, from the dataclass."""
     rows = ["| option | what it does |", "|---|---|"]
