@@ -33,7 +33,8 @@ _SERVICE = r"STDSERVE_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(
 _SERVICE_URL = r"STDSERVE_PORT=(tcp|udp|sctp)://"
 
 
-@dataclass(kw_only=True, eq=False)
+# A dataclass for the sake of its fields; what else one may have costs every start some of a millisecond.
+@dataclass(kw_only=True, eq=False, repr=False)
 class Request:
     """What a command line may ask for that is no option of a server; only ``config`` may come from elsewhere."""
 
@@ -53,12 +54,12 @@ class Request:
     )
 
 
-@dataclass(frozen=True)
 class Settings:
     """The options of a server, and where each that is not a default was set, by name."""
 
-    options: Options
-    origins: Mapping[str, str]
+    def __init__(self, options: Options, origins: Mapping[str, str]) -> None:
+        self.options = options
+        self.origins = origins
 
     @contextmanager
     def placing_errors(self) -> Iterator[None]:

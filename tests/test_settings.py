@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, reject
+from hypothesis import example, given, reject
 from hypothesis import strategies as st
 from processes import DEADLINE, ServerProcess
 from test_options import NEEDS, SETTINGS
@@ -327,7 +327,9 @@ def some_options(draw: st.DrawFn) -> Options:
         reject()
 
 
-@given(some_options(), st.text())
+@given(options=some_options(), origin=st.text())
+@example(options=Options(output='"x"', overflow_message="", pid="#1", user=";2"), origin="a\nb")
+@example(options=Options(idle_timeout=1e-05, session_timeout=0.1 + 0.2, umask=0, unix_mode=0o7), origin="")
 def test_what_is_shown_reads_back_as_the_same_options(
     tmp_path_factory: pytest.TempPathFactory, options: Options, origin: str
 ) -> None:
