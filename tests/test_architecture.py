@@ -25,15 +25,15 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         [
-            "errors escaping browser version terminal waiting interrupts",
+            "errors escaping backlog browser rows status_page version terminal waiting interrupts",
             "protocol proxyheader networks addresses systemd flags logs targets streams unix privileges pidfile",
             "proxy listeners certificates tls_stream metrics sink sessions threads children accepting",
             "options seats tls",
-            "handlers access supervisor settings status connection stopping",
-            "preamble transfer",
+            "handlers access supervisor settings exposition connection stopping",
+            "preamble transfer status",
             "mixin client",
             "servers heartbeat",
-            "factory",
+            "factory status_server",
             "running",
             "runner testing bench",
             "cli",
@@ -52,6 +52,8 @@ UNTESTED = {
     "__main__": "three lines, run by every test that starts the server as a process",
     "errors": "types without behaviour, raised and caught in the tests of every other room",
     "flags": "the machinery of options, tested with them",
+    "rows": "the memory of metrics, tested with it",
+    "status_page": "text; tested with status, in a browser",
     "version": "one constant; that it is the built one is a test of the packaging",
 }
 
