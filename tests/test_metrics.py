@@ -5,8 +5,10 @@ Forks are done in scripts of their own, where there is one thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -68,9 +70,17 @@ def until(condition):
 def run_forking(script: str) -> list[str]:
     """Run a script that forks; return the lines it printed. It must end well and leave nothing on standard error."""
     command = [sys.executable, "-bb", "-W", "error", "-c", PREAMBLE + textwrap.dedent(script)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
-    assert (0, "") == (finished.returncode, finished.stderr)
-    return finished.stdout.splitlines()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=DEADLINE)
+        finally:
+            # What a script that failed has forked would go on for ever.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert (0, "") == (process.returncode, errors)
+    return output.splitlines()
 
 
 def serve(counters: WorkerCounters, word: str = "exit", peer: str = "peer", size: int = 0) -> None:
