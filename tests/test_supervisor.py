@@ -73,7 +73,7 @@ def test_sigkill_to_a_child_of_a_worker_leaves_the_worker_alone() -> None:
             (child,) = [child for worker in children_of(server.pid) for child in children_of(worker)]
             os.kill(child, signal.SIGKILL)
             assert b"" == read_all(client)
-        server.wait_for_log("error child")
+        server.wait_for_log(r"^error .* child \d+ was ended")
         assert 0 == server.stop()
         assert not [line for line in server.log if line.startswith("error worker")]
 

@@ -90,7 +90,7 @@ def test_descriptors_come_with_their_names_and_close_on_exec() -> None:
 def activated(*words: str, listen: list[str], names: str = "") -> ServerProcess:
     """A server that systemd-socket-activate starts, as soon as the first client comes."""
     activate = [peer_program("systemd-socket-activate"), *(f"--listen={address}" for address in listen)]
-    activate += [f"--setenv={name}" for name in os.environ]
+    activate += [f"--setenv={name}" for name in [*os.environ, "STDSERVE_LOG_FORMAT"]]
     activate += [f"--fdname={names}"] if names else []
     return ServerProcess(*words, port=None, command=[*activate, sys.executable, "-m", "stdserve"])
 
