@@ -184,6 +184,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
                     with self._loop.hook():
                         self.service_actions()
             except StopNow:
+                self._loop.occupied = False  # it may have come just before the hook's own end
                 self.request_stop(now=True)
             finally:
                 self._drain()

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -42,6 +43,9 @@ _STOPPED, _FAILED, _UNSTARTED = 0, 1, 3
 #: Seconds that a thread which computes keeps the interpreter from the others, a tenth of Python's own figure: with 64
 #: of them busy, a session that waits for its turn a dozen times is answered in a fraction of a second, not in five.
 SWITCH_SECONDS = 0.0005
+
+#: Seconds from one attempt to break off what keeps the main thread to the next: the first may still be on its way out.
+INSIST_SECONDS = 0.2
 
 #: Seconds on top of the graceful timeout before a stop that its own loop cannot enforce is broken off.
 GRACE = 2.0
@@ -132,13 +136,14 @@ def status_of(run: Callable[..., None], *arguments: Any) -> int:
 @contextmanager
 def _signals_stop(server: ServerMixin, stop_signals: Sequence[int], stopping: Callable[[], None]) -> Iterator[None]:
     """Let signals stop ``server``: the first asks, the second and the alarm after the deadline insist."""
-    asked = False
+    asked, broken_off = False, -INSIST_SECONDS
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal asked
+        nonlocal asked, broken_off
         server.request_stop(now=asked)
         if asked:
-            if server.occupied:
+            if server.occupied and time.monotonic() - broken_off >= INSIST_SECONDS:
+                broken_off = time.monotonic()
                 raise StopNow
             return
         asked = True

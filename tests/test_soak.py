@@ -7,6 +7,7 @@ in seconds). All of the load is bounded, in clients, bytes and time, and goes to
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import random
@@ -69,8 +70,11 @@ class Load:
     def _come_again(self, kind: Callable[[int], None], number: int) -> None:
         try:
             while not self.over.is_set():
-                with contextlib.suppress(ConnectionError):
+                try:
                     kind(number)
+                except OSError as error:
+                    if not isinstance(error, ConnectionError) and error.errno != errno.ENOTCONN:
+                        raise
         except BaseException as error:
             self.failures.append(error)
 

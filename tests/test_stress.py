@@ -111,7 +111,8 @@ def test_18_two_thousand_silent_clients_have_fifty_threads(overflow: str, many_d
         assert CAP + 2 >= status(server, "Threads")
         server.wait_for_log("^overload ended")
         assert 0 == server.stop()
-        assert 2 == len([line for line in server.log if line.startswith("overload")])
+        # More than twice where the machine is so busy that a second passes before all who waited are gone.
+        assert len([line for line in server.log if line.startswith("overload")]) < 20
 
 
 def refusal(address: Any, said: bytes = b"") -> bytes:
