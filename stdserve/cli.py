@@ -158,31 +158,11 @@ def _explain(options: Options, addresses: Sequence[str], plain: bool, running: C
         running()
     if options.handler != Options.handler or options.log_level in ("warning", "error"):
         return
-    ways = (_unix_ways if addresses[0].startswith("unix:") else _tcp_ways)(addresses[0])
+    from .hints import ways_to_try  # here, when clients can connect already
+
+    ways = ways_to_try(addresses[0], options)
     if plain:
         say("try it from another terminal (an empty line or exit ends a session, Ctrl-C this server):\n")
         say("".join(f"  {way}\n" for way in ways))
     else:
         _log.info(Event("try", "it: " + "; ".join(ways), data={"ways": ways}))
-
-
-def _tcp_ways(address: str) -> tuple[str, ...]:
-    host, _, port = address.rpartition(":")
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
-    bare = host.strip("[]")
-    return (
-        f"telnet {bare} {port}",
-        f"python -c \"import socket; socket.create_connection(('{bare}', {port})).sendall(b'ping')\"",
-        f"python -m stdserve.client {host}:{port} ping",
-        f"a browser: http://{host}:{port}",
-    )
-
-
-def _unix_ways(address: str) -> tuple[str, ...]:
-    from shlex import quote  # here, for few servers have a socket of UNIX
-
-    path = address.removeprefix("unix:")
-    client = f"python -m stdserve.client {quote(address)} ping"
-    if path.startswith("@"):
-        return client, f"curl --abstract-unix-socket {quote(path[1:])} http://localhost/"
-    return f"nc -U {quote(path)}", client, f"curl --unix-socket {quote(path)} http://localhost/"

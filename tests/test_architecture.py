@@ -29,7 +29,7 @@ FLOORS = {
             "protocol proxyheader networks addresses systemd flags logs targets streams unix privileges pidfile",
             "proxy listeners certificates tls_stream metrics sink sessions threads children accepting",
             "options seats tls",
-            "handlers access supervisor settings exposition connection stopping",
+            "handlers access supervisor settings hints exposition connection stopping",
             "preamble transfer status",
             "mixin client",
             "servers heartbeat",
