@@ -57,7 +57,7 @@ class Admission:
             None if limit is None else SharedSeats(limit, max_conns) if forks and self._late else Seats(limit)
         )
         self._rules = options.rules
-        self._proxies = options.trusted_proxies
+        self._options = options  # the networks of proxies are loaded where there are any
         # In the place of a handshake, a message in plain text would only be a riddle.
         replies = options.overflow == "reply" and options.certificates is None
         self._message = f"{options.overflow_message}\n".encode() if replies else b""
@@ -107,7 +107,7 @@ class Admission:
             self._addresses.leave(session)
 
     def _check_proxy(self, session: Session) -> None:
-        if not self._proxies.admits(session.client_address[0]):
+        if not self._options.trusted_proxies.admits(session.client_address[0]):
             raise PeerError("proxy", "its PROXY header is not believed (--proxy-allow-from)")
         if self._addresses is not None:
             self._addresses.reserve(session)

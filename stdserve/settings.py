@@ -206,8 +206,8 @@ def _complaint(error: Any) -> str:
         return f"{error.lineno}: there is a second section [{error.section}]"
     if hasattr(error, "lineno"):
         return f"{error.lineno}: the section [{SECTION}] has to begin before this line"
-    number, line = error.errors[0]
-    return f"{number}: neither KEY = VALUE nor a section nor a comment: {line}"
+    number, _ = error.errors[0]  # the line itself is quoted by some versions of Python only
+    return f"{number}: neither KEY = VALUE nor a section nor a comment"
 
 
 def _unquote(text: str, place: str) -> str:

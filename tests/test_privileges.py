@@ -167,20 +167,44 @@ def test_a_unix_socket_is_the_users(folder: Path) -> None:
         server.wait_for_log("^listening on unix:")
 
 
-@needs_root
-def test_all_that_sessions_need_is_there_when_python_cannot_be_read_any_more(folder: Path) -> None:
-    """As where it is installed under /root: what is imported only when it is needed has been imported before."""
-    path = folder / "socket"
-    words = ["--format", "json", "--max-conns-per-ip", "5", "--mode", "fork", "--workers", "2"]
-    with serve(folder, "-u", "nobody", "-b", f"unix:{path}", *words, port=None) as server:
-        server.wait_for_log("^listening on unix:")
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))
-            client.sendall(b"ping\n")
-            server.wait_for_output(b'"line": "ping"}\n')
-    with serve(folder, "-u", "nobody", "--proxy-protocol") as server:
-        exchange(server.address, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nping\n")
-        assert b"ping\n" == server.output
+#: A server that says at its end what it has imported since it took on its user.
+LATE = (
+    "import sys\n"
+    "from stdserve import cli, privileges\n"
+    "become, seen = privileges.become, set()\n"
+    "def remember(identity):\n"
+    "    become(identity)\n"
+    "    seen.update(sys.modules)\n"
+    "privileges.become = remember\n"
+    "cli.main(sys.argv[1:])\n"
+    "print('late:', *sorted(set(sys.modules) - seen), file=sys.stderr)\n"
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([], ["--mode", "fork"], ["--mode", "single"], ["--workers", "2"], ["--format", "json"]),
+        *(["--max-conns-per-ip", "5"], ["--proxy-protocol"], ["--deny", "192.0.2.0/24"], ["--idle-timeout", "9"]),
+        ["-b", "unix:socket"],
+    ],
+    ids=" ".join,
+)
+def test_sessions_find_everything_imported(words: list[str], tmp_path: Path) -> None:
+    """The user may be unable to read Python, as where it is installed under /root."""
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    env = {name: "" for name in os.environ if name.startswith("COVERAGE_")}
+    header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" if "--proxy-protocol" in words else b""
+    command = ["env", *(f"-u{name}" for name in env), sys.executable, "-c", LATE, "-u", me]
+    with ServerProcess(*words, command=command, cwd=tmp_path) as server:
+        unix = server.wait_for_log(r"^listening on (unix:)?\S+ ")[1]
+        with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as client:
+            client.settimeout(DEADLINE)
+            client.connect(str(tmp_path / "socket") if unix else server.address)
+            client.sendall(header + b"ping\n")
+            server.wait_for_output(b"ping")
+        assert 0 == server.stop()
+        assert "late:" == server.log[-1]
 
 
 @needs_root

@@ -177,7 +177,7 @@ FILE_ERRORS = [
     (["[stdserve]"], "2: there is a second section [stdserve]"),
     (["[stdserver]"], " there is no section [stdserver] of ours; the only one is [stdserve]"),
     (["[DEFAULT]"], " there is no section [DEFAULT] of ours; the only one is [stdserve]"),
-    (["workers"], "2: neither KEY = VALUE nor a section nor a comment: 'workers\\n'"),
+    (["workers"], "2: neither KEY = VALUE nor a section nor a comment"),
     (["output = here", "  raw = yes"], "2: output takes one line; the next one must not be indented"),
     (['output = "here" or "there"'], '2: what begins and ends with a quote must be a JSON string, not "here" or'),
     (["", "idle-timeout = soon"], "3: --idle-timeout must be a duration above 0 such as"),
