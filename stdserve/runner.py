@@ -28,7 +28,7 @@ __all__ = ["check", "serve"]
 #: What the rest of a start and sessions import only if they need it.
 _LATER = (
     *("datetime", "hashlib", "json", "shlex", "struct"),
-    *(".heartbeat", ".proxy", ".running", ".supervisor", ".targets"),
+    *(".heartbeat", ".hints", ".proxy", ".running", ".supervisor", ".targets"),
 )
 
 _log = logging.getLogger("stdserve")
