@@ -138,7 +138,7 @@ def _dispatch(settings: Settings, request: Request, running: Callable[[], None] 
     elif request.check_config:
         _show("stdserve: these settings are fine\n")
     else:
-        with log_to(options.log_file, options.log_format, options.log_level) as plain:
+        with runner.umask_of(options), log_to(options.log_file, options.log_format, options.log_level) as plain:
             runner.serve(options=options, ready=lambda addresses: _explain(options, addresses, plain, running))
 
 

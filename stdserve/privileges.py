@@ -113,7 +113,7 @@ def _succeeds(set_id: Callable[[int], None]) -> bool:
 
 
 def give_files(identity: Identity, paths: Iterable[str]) -> None:
-    """Give files that this start has made to ``identity``: it has to reopen or remove them; raise StartError.
+    """Give the server's own files to ``identity``, who has to reopen or remove them; raise StartError.
 
     Only what can be nothing else is given away: a file or socket of our own that has no other name. Where somebody
     else may write in the folder, it could have become another file's by now.

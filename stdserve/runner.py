@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 
 from .addresses import format_peer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .privileges import Identity
     from .targets import Handler
 
-__all__ = ["check", "serve"]
+__all__ = ["check", "serve", "umask_of"]
 
 #: What the rest of a start and sessions import only if they need it.
 _LATER = (
@@ -102,22 +102,34 @@ def _load_foreign(options: Options) -> Handler | None:
 
 
 @contextmanager
-def _claims(options: Options) -> Iterator[None]:
-    """Have the umask and the pid file of the options for the length of the block."""
-    with ExitStack() as claims:
-        if options.umask is not None:
-            from .privileges import masked
+def umask_of(options: Options) -> Iterator[None]:
+    """Have the umask of the options for the length of the block; for who opens files before ``serve`` does."""
+    if options.umask is None:
+        yield
+        return
+    from .privileges import masked
 
-            claims.enter_context(masked(options.umask))
-        if options.pid is not None:
-            from .pidfile import pid_file
-
-            claims.enter_context(pid_file(options.pid))
+    with masked(options.umask):
         yield
 
 
+@contextmanager
+def _claims(options: Options) -> Iterator[None]:
+    """Have the umask and the pid file of the options for the length of the block."""
+    with umask_of(options):
+        if options.pid is None:
+            yield
+            return
+        from .pidfile import pid_file
+
+        with pid_file(options.pid):
+            yield
+
+
 def _files_to_make(options: Options) -> list[str]:
-    return [path for path in (options.output,) if path is not None and not os.path.lexists(path)]
+    """Return the files that will be the server's own: an output that is yet to be made, the log."""
+    new = [path for path in (options.output,) if path is not None and not os.path.lexists(path)]
+    return new if options.log_file is None else [*new, options.log_file]
 
 
 def _files_of(listeners: Sequence[socket.socket]) -> list[str]:

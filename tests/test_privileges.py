@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import DEADLINE, ServerProcess, descendants_of, exchange, peer_program
+from processes import DEADLINE, ServerProcess, descendants_of, eventually, exchange, peer_program
 
 from stdserve.errors import ConfigError, StartError
 from stdserve.privileges import LARGEST_ID, Identity, become, find_identity, give_files, masked
@@ -208,6 +208,19 @@ def test_sessions_find_everything_imported(words: list[str], tmp_path: Path) -> 
 
 
 @needs_root
+def test_the_log_file_is_the_users_to_reopen(folder: Path) -> None:
+    """Whether it was there or not."""
+    log = folder / "log"
+    for _ in range(2):
+        with serve(folder, "-u", "nobody", "--log-file", str(log)) as server:
+            eventually(lambda: log.exists() and "listening" in log.read_text())
+            assert 0 == server.stop()
+        assert NOBODY.pw_uid == log.stat().st_uid
+        os.chown(log, 0, 0)
+        os.truncate(log, 0)
+
+
+@needs_root
 def test_an_output_that_was_there_keeps_its_owner(folder: Path) -> None:
     """Only what this start has made is given away."""
     output = folder / "output"
@@ -368,8 +381,9 @@ def test_the_umask_holds_for_all_files_and_ends_with_the_block(tmp_path: Path) -
 
 
 def test_the_umask_of_the_command_line_holds_for_what_the_server_makes(tmp_path: Path) -> None:
-    """Its output, its pid file."""
-    output, pid = tmp_path / "output", tmp_path / "pid"
-    with ServerProcess("--umask", "077", "-o", str(output), "--pid", str(pid)) as server:
-        assert server.port
-        assert [0o600, 0o600] == [stat.S_IMODE(path.stat().st_mode) for path in (output, pid)]
+    """Its output, its pid file, its log."""
+    output, pid, log = (tmp_path / name for name in ("output", "pid", "log"))
+    words = ["--umask", "077", "-o", str(output), "--pid", str(pid), "--log-file", str(log)]
+    with ServerProcess(*words):
+        eventually(lambda: log.exists() and "listening" in log.read_text())
+        assert [0o600] * 3 == [stat.S_IMODE(path.stat().st_mode) for path in (output, pid, log)]
