@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from . import runner
 from .errors import ConfigError, OutputError, StartError, StdserveError
-from .interrupts import STOP_SIGNALS, spare_stops
+from .interrupts import spare_stops, stop_listening
 from .logs import Event, log_to
 from .options import Options
 from .settings import Request, Settings, add_all_flags, did_you_mean, read_settings, setting_groups, show_settings
@@ -83,8 +82,7 @@ def run() -> NoReturn:
     of them happens to print (cpython gh-129536: "Fatal Python error: _enter_buffered_busy").
     """
     status = main(running=spare_stops())
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    stop_listening()
     if _sessions_left():
         os._exit(status)
     raise SystemExit(status)

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["STOP_SIGNALS", "StopNow", "breaks_off", "hold_stops", "let_stops", "spare_stops"]
+__all__ = ["STOP_SIGNALS", "StopNow", "breaks_off", "hold_stops", "let_stops", "spare_stops", "stop_listening"]
 
 #: The signals that stop a server.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -70,3 +70,12 @@ def spare_stops() -> Callable[[], None]:
 
     before: dict[int, Any] = {number: signal.signal(number, meet) for number in STOP_SIGNALS}
     return run
+
+
+def stop_listening() -> None:
+    """Let STOP_SIGNALS do nothing to a process that is on its way out, the interpreter's own end included."""
+    if hasattr(signal, "pthread_sigmask"):  # pragma: no branch - Windows blocks none
+        # First, so that none is between its arrival and its handler when that is taken away.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

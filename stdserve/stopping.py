@@ -64,6 +64,17 @@ class StopMixin:
     #: Sessions that a stop ended before it came to the others: finished, cut.
     _ended_before = (0, 0)
 
+    if TYPE_CHECKING:  # what the server has besides
+
+        @property
+        def listeners(self) -> list[socket.socket]:
+            """All listening sockets."""
+
+        def server_close(self) -> None:
+            """Close what the server holds."""
+
+        def _turn(self, timeout: float | None) -> None: ...
+
     def _begin_at_rest(self) -> None:
         self._at_rest = threading.Event()
         self._at_rest.set()
@@ -83,11 +94,6 @@ class StopMixin:
             if self._close_at_end:
                 self.server_close()
             self._at_rest.set()
-
-    @property
-    def listeners(self) -> list[socket.socket]:
-        """All listening sockets."""
-        raise NotImplementedError
 
     @property
     def active(self) -> int:
@@ -194,10 +200,3 @@ class StopMixin:
     def _cut(self) -> None:
         for session in list(self.sessions.values()):
             session.cut(EndReason.CUT)
-
-    def _turn(self, timeout: float | None) -> None:
-        raise NotImplementedError
-
-    def server_close(self) -> None:
-        """Close what the server holds."""
-        raise NotImplementedError

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
+from processes import DEADLINE
 
 from stdserve.interrupts import STOP_SIGNALS, StopNow, breaks_off, hold_stops, let_stops
 
@@ -45,3 +48,28 @@ def test_stops_are_held_until_someone_can_take_them() -> None:
         let_stops()
         assert not held()
     assert not held()
+
+
+def signalled(code: str) -> tuple[int, str]:
+    """Run a program that sends itself signals; return its status and what it printed."""
+    preamble = (
+        "import signal\n"
+        "from stdserve.interrupts import spare_stops, stop_listening\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('the program\\'s own'))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", preamble + code], capture_output=True, text=True, timeout=DEADLINE)
+    assert "Traceback" not in result.stderr
+    return result.returncode, result.stdout
+
+
+def test_a_stop_before_a_program_serves_means_what_it_meant() -> None:
+    """Its own handler, or the default."""
+    assert (0, "the program's own\n") == signalled("spare_stops()\nsignal.raise_signal(signal.SIGINT)\n")
+    assert (-signal.SIGTERM, "") == signalled("spare_stops()\nsignal.raise_signal(signal.SIGTERM)\nprint('alive')\n")
+
+
+def test_a_stop_after_it_has_served_means_nothing() -> None:
+    """At first, and at its very end."""
+    each = "signal.raise_signal(signal.SIGINT); signal.raise_signal(signal.SIGTERM)\n"
+    assert (0, "") == signalled("spare_stops()()\n" + each)
+    assert (0, "") == signalled("stop_listening()\n" + each)

@@ -40,6 +40,25 @@ def test_what_is_left_for_a_reader_that_has_gone_does_not_change_the_exit_code()
     assert 0 == run(code + "from stdserve.terminal import settle\nsettle()\n").returncode
 
 
+def test_a_buffer_that_another_thread_holds_is_not_waited_for() -> None:
+    """It writes into a pipe that nobody reads; what others have printed before comes out as ever."""
+    held = (
+        "import os, threading\n"
+        "r, w = os.pipe(); keep = os.dup(1); os.dup2(w, 1)\n"
+        "threading.Thread(target=print, args=('x' * 1_000_000,), daemon=True).start()\n"
+        "os.read(r, 1)\n"
+        "from stdserve.terminal import settle\n"
+        "settle(0.1)\n"
+        "os.write(keep, b'fine')\n"
+        "os._exit(0)\n"
+    )
+    assert "fine" == run(held).stdout
+    assert (
+        "all\n"
+        == run("from stdserve.terminal import settle\nprint('all')\nsettle(60)\nimport os\nos._exit(0)\n").stdout
+    )
+
+
 @pytest.mark.parametrize("closed", [(0,), (2,), (0, 2), (0, 1, 2)])
 def test_closed_descriptors_are_filled_but_for_standard_output(closed: tuple[int, ...]) -> None:
     """What is opened next gets a number of its own."""

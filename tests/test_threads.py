@@ -15,7 +15,7 @@ import pytest
 from processes import DEADLINE, eventually
 from test_children import run_script
 
-from stdserve.threads import SessionThreads
+from stdserve.threads import SessionThreads, at_work
 
 
 class Gate:
@@ -253,7 +253,7 @@ def test_no_thread_to_be_had_is_told_and_leaves_nothing_behind() -> None:
     """A real refusal by the system is a RuntimeError; once there is memory again, work is done again."""
     finished = run_script("""
         import queue, resource, threading
-        from stdserve.threads import SessionThreads
+        from stdserve.threads import SessionThreads, at_work
 
         done = queue.SimpleQueue()
         threads = SessionThreads(done.put, 5)
@@ -277,7 +277,7 @@ def test_a_thread_that_never_ends_does_not_hold_up_the_process() -> None:
     """Like a daemon thread it is left behind at the end."""
     finished = run_script("""
         import threading
-        from stdserve.threads import SessionThreads
+        from stdserve.threads import SessionThreads, at_work
 
         begun = threading.Event()
         SessionThreads(lambda: begun.set() or threading.Event().wait(), 1).submit()
@@ -285,3 +285,13 @@ def test_a_thread_that_never_ends_does_not_hold_up_the_process() -> None:
     """)
 
     assert (0, "", "") == (finished.returncode, finished.stdout, finished.stderr)
+
+
+def test_it_is_known_whether_any_are_at_work(gate: Gate) -> None:
+    """Of any pool of the process; not while one is just sitting down."""
+    threads = SessionThreads(gate.serve, 1, keep=0.01)
+    eventually(lambda: not at_work())  # those of other tests
+    threads.submit("work")
+    assert at_work()
+    gate.opened.set()
+    eventually(lambda: not at_work())
