@@ -28,6 +28,7 @@ __all__ = [
     "parse_mode",
     "parse_switch",
     "parse_text",
+    "parse_workers",
     "show_value",
     "usage_of",
 ]
@@ -64,6 +65,17 @@ def parse_count(text: str) -> int:
         return int(text)
     except ValueError:
         raise ConfigError(f"must be a whole number, not {text!r}") from None
+
+
+def parse_workers(text: str) -> int:
+    """Return a whole number; ``auto`` is the number of CPUs that this process may use."""
+    if text.strip() != "auto":
+        return parse_count(text)
+    import os  # here, for few ask
+
+    if hasattr(os, "process_cpu_count"):  # from Python 3.13 on; it heeds PYTHON_CPU_COUNT too
+        return os.process_cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse_mode(text: str) -> int:

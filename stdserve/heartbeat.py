@@ -28,8 +28,8 @@ class Heartbeat:
     """What is told of a server, when: by itself nothing, to nobody.
 
     ``ready()`` is called as its accept loop begins, ``beat()`` every ``seconds`` while it turns (None: never, and an
-    idle server sleeps), ``stopping()`` and ``reloading()`` are for the caller to call as a stop or a reload begins,
-    ``ready()`` again when the latter is done.
+    idle server sleeps), ``spent()`` once it has also had ``most`` sessions, ``stopping()`` and ``reloading()`` are for
+    the caller to call as a stop or a reload begins, ``ready()`` again when the latter is done.
     """
 
     def __init__(
@@ -39,12 +39,16 @@ class Heartbeat:
         seconds: float | None = None,
         stopping: Callable[[], None] = _nobody,
         reloading: Callable[[], None] = _nobody,
+        spent: Callable[[], None] = _nobody,
+        most: int | None = None,
     ) -> None:
         self.ready = ready
         self.beat = beat
         self.seconds = seconds
         self.stopping = stopping
         self.reloading = reloading
+        self.spent = spent
+        self.most = most
 
     @contextmanager
     def of(self, server: ServerMixin) -> Iterator[float]:
@@ -53,15 +57,18 @@ class Heartbeat:
         if self.seconds is None:
             yield POLL_SECONDS
             return
-        own_actions, due = server.service_actions, 0.0
+        own_actions, due, most = server.service_actions, 0.0, self.most
         polled = type(server).service_actions is not ServerMixin.service_actions
 
         def service_actions() -> None:
-            nonlocal due
+            nonlocal due, most
             now = time.monotonic()
             if now >= due:
                 due = now + (self.seconds or 0.0)
                 self.beat()
+            if most is not None and server.begun >= most:
+                most = None
+                self.spent()
             own_actions()
 
         server.service_actions = service_actions  # type: ignore[method-assign]

@@ -16,6 +16,9 @@ __all__ = ["STOP_SIGNALS", "StopNow", "breaks_off", "hold_stops", "let_stops", "
 #: The signals that stop a server.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+#: These, and the others that a server handles: what comes while it starts would end the process.
+_HELD = (*STOP_SIGNALS, *(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)))
+
 
 class StopNow(KeyboardInterrupt):
     """Raised in the main thread to break off whatever it does: the second signal, or the deadline of a stop."""
@@ -35,11 +38,14 @@ def breaks_off(error: BaseException) -> bool:
 
 @contextmanager
 def hold_stops() -> Iterator[None]:
-    """Keep the STOP_SIGNALS waiting until ``let_stops`` says that someone can handle them, or the block ends."""
+    """Keep the STOP_SIGNALS waiting until ``let_stops`` says that someone can handle them, or the block ends.
+
+    So it does with all others that a server handles.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows delivers Ctrl-C at once
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
         yield
     finally:
@@ -47,9 +53,9 @@ def hold_stops() -> Iterator[None]:
 
 
 def let_stops() -> None:
-    """Let the STOP_SIGNALS come, also where the caller was started with them blocked."""
+    """Let the STOP_SIGNALS come, also where the caller was started with them blocked, and the others of a server."""
     if hasattr(signal, "pthread_sigmask"):  # pragma: no branch - Windows blocks none
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
 
 
 def spare_stops() -> Callable[[], None]:

@@ -29,6 +29,7 @@ from .sessions import Session, end_output, linger
 from .sink import Sink, open_sink
 from .stopping import StopMixin
 from .streams import LineTooLong, SessionSocket
+from .waiting import Waiter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
     ``service_actions`` (where overridden, called every ``poll_interval`` seconds; else an idle server sleeps).
 
     Attributes: ``options`` (an ``Options``), ``max_conns``, ``sink`` (where handlers print), ``listeners`` (all
-    listening sockets; ``socket`` is the first), ``sessions`` (by socket), ``failure`` (what ended the server).
+    listening sockets; ``socket`` is the first), ``sessions`` (by socket), ``begun`` (how many there have been),
+    ``failure`` (what ended the server).
     """
 
     allow_reuse_address = os.name == "posix"
@@ -88,6 +90,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         self.max_conns = self.options.max_conns or self.default_max_conns
         self.sessions: dict[Any, Session] = {}
         self.failure: OutputError | None = None
+        self.begun = 0
         self._made_sink: Sink | None = None
         if sink is not None:
             self.sink = sink
@@ -121,6 +124,11 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
     def listeners(self) -> list[socket.socket]:
         """All listening sockets."""
         return [self.socket, *self._more_listeners]
+
+    @property
+    def waiter(self) -> Waiter:
+        """What the accept loop waits with; its methods belong to the thread that serves."""
+        return self._loop.waiter
 
     @property
     def wakeup_fd(self) -> int:
@@ -243,6 +251,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
                 return
             if self._accepts_left is not None:
                 self._accepts_left -= 1
+            self.begun += 1
             self.sessions[request] = session
             self.process_request(request, client_address)
         except BaseException as error:
@@ -251,6 +260,9 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
             self._end_badly(request, client_address)
 
     # The life of a session.
+
+    def signal_sessions(self, signum: int) -> None:
+        """Send a signal to the processes in which sessions run; here there are none."""
 
     def run_session(self, request: socket.socket, client_address: Any) -> None:
         """Run the preamble and the handler, close the connection; whatever a hook or a handler raises ends here."""

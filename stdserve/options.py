@@ -7,17 +7,16 @@ of the README are made from :class:`Options`; nothing else lists them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import Field, dataclass, fields, replace
 from functools import cached_property
 
 from .addresses import DEFAULT_PORT, LOOPBACK, UNIX_MODE, Address, parse_address, parse_port
 from .errors import ConfigError
-from .flags import add_flag, check, grouped, option, parse_count, parse_duration, parse_mode, parse_text
+from .flags import check, option, parse_count, parse_duration, parse_mode, parse_workers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
 
     from .certificates import Certificates
@@ -26,15 +25,17 @@ if TYPE_CHECKING:
 __all__ = [
     "BUILT_IN_MODES",
     "Options",
-    "add_flags",
     "make_options",
     "option_fields",
-    "option_groups",
-    "parse_options",
 ]
 
 #: The modes that need not be registered; ``factory.MODES`` has their classes.
 BUILT_IN_MODES = ("single", "thread", "fork") if hasattr(os, "fork") else ("single", "thread")
+
+
+#: What options have in common that are times, or how many of something.
+_TIME: dict[str, Any] = {"metavar": "TIME", "parse": parse_duration, "above": 0}
+_COUNT: dict[str, Any] = {"metavar": "N", "parse": parse_count, "least": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +84,14 @@ class Options:
         help="single, thread or fork (default: %(default)s)",
         metavar="MODE",
     )
-    workers: int = option(
-        1,
+    workers: int | None = option(
+        None,
         "-w",
         "--workers",
-        help="processes that share the listening sockets, each in the chosen mode (default: %(default)s)",
+        help="processes that share the listening sockets, each in the chosen mode, and a supervisor that replaces them;"
+        " auto: as many as there are usable CPUs (default: none, one process is all)",
         metavar="N",
-        parse=parse_count,
+        parse=parse_workers,
         least=1,
     )
     handler: str = option(
@@ -130,17 +132,13 @@ class Options:
         "-m",
         "--max-conns",
         help="sessions at a time in each process; more wait in the backlog (default: thread 1000, fork 200)",
-        metavar="N",
-        parse=parse_count,
-        least=1,
+        **_COUNT,
     )
     max_conns_per_ip: int | None = option(
         None,
         "--max-conns-per-ip",
         help="sessions at a time from one address (over unix:PATH, of one user); more are refused (default: no limit)",
-        metavar="N",
-        parse=parse_count,
-        least=1,
+        **_COUNT,
     )
     overflow: str = option(
         "wait",
@@ -160,33 +158,25 @@ class Options:
         "-i",
         "--idle-timeout",
         help="end a session that is silent for this long: 500ms, 5s, 2m, 1h (default: never)",
-        metavar="TIME",
-        parse=parse_duration,
-        above=0,
+        **_TIME,
     )
     session_timeout: float | None = option(
         None,
         "--session-timeout",
         help="end a session that has lasted this long, whatever it does (default: never)",
-        metavar="TIME",
-        parse=parse_duration,
-        above=0,
+        **_TIME,
     )
     linger_timeout: float = option(
         2.0,
         "--linger-timeout",
         help="how long a session that is over waits for its client to read the last reply and close (default: 2s)",
-        metavar="TIME",
-        parse=parse_duration,
-        above=0,
+        **_TIME,
     )
     handshake_timeout: float = option(
         10.0,
         "--handshake-timeout",
         help="how long a client may take for its PROXY header and TLS handshake together (default: 10s)",
-        metavar="TIME",
-        parse=parse_duration,
-        above=0,
+        **_TIME,
     )
     proxy_protocol: bool = option(
         False,
@@ -243,9 +233,22 @@ class Options:
         "--graceful-timeout",
         heads="operation",
         help="how long a stop waits for sessions to end before it cuts them (default: 30s)",
-        metavar="TIME",
-        parse=parse_duration,
-        above=0,
+        **_TIME,
+    )
+    worker_timeout: float = option(
+        60.0,
+        "--worker-timeout",
+        help="how long a worker's start may take, or its accept loop stand still, before it is replaced (default: 60s)",
+        **_TIME,
+    )
+    max_sessions: int | None = option(
+        None, "--max-sessions", help="replace a worker that has had N sessions (default: never)", **_COUNT
+    )
+    max_sessions_jitter: int = option(
+        0,
+        "--max-sessions-jitter",
+        help="let each worker have up to N sessions more, at random, lest all end at once (default: %(default)s)",
+        **{**_COUNT, "least": 0},
     )
     log_level: str = option(
         "info",
@@ -307,10 +310,14 @@ class Options:
             raise ConfigError("--reuse-port is for TCP: no --bind is a host")
         if self.raw and self.format == "json":
             raise ConfigError("--raw and --format json exclude each other: JSON cannot carry bytes as they came")
-        if self.workers > 1 and not hasattr(os, "fork"):
+        if self.workers is not None and not hasattr(os, "fork"):
             raise ConfigError("--workers needs os.fork, which this system does not have; one process is all it can be")
-        if self.once and self.workers > 1:
+        if self.once and self.workers is not None:
             raise ConfigError("--once and --workers exclude each other: one client needs one process")
+        if self.max_sessions is not None and self.workers is None:
+            raise ConfigError("--max-sessions is of no use without --workers: nobody would start the next one")
+        if self.max_sessions_jitter and self.max_sessions is None:
+            raise ConfigError("--max-sessions-jitter is of no use without --max-sessions")
         for name in ("tls_key", "tls_password_file", "tls_client_ca", "tls_reload"):
             if getattr(self, name) and self.tls_cert is None:
                 raise ConfigError(f"--{name.replace('_', '-')} is of no use without --tls-cert")
@@ -359,25 +366,6 @@ class Options:
 def option_fields() -> Iterator[Field[Any]]:
     """Yield the options in the order of the dataclass, which is that of ``--help``."""
     yield from fields(Options)
-
-
-def option_groups() -> list[tuple[str, list[Field[Any]]]]:
-    """Return the options in groups, each with its name, in the order of the dataclass."""
-    return grouped(option_fields())
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` one argument for each option, group by group, as ``flags.add_flag`` does."""
-    for title, options in option_groups():
-        group = parser.add_argument_group(title)
-        for field in options:
-            add_flag(group, field)
-
-
-def parse_options(texts: Mapping[str, Any]) -> Options:
-    """Make Options from texts by option name, as a command line gives them; ConfigError names the flag at fault."""
-    given = (field for field in option_fields() if field.name in texts)
-    return Options(**{field.name: parse_text(field, texts[field.name]) for field in given})
 
 
 def make_options(options: Options | None, settings: dict[str, Any]) -> Options:

@@ -27,7 +27,7 @@ __all__ = ["check", "serve", "umask_of"]
 
 #: What the rest of a start and sessions import only if they need it.
 _LATER = (
-    *("datetime", "hashlib", "json", "shlex", "struct"),
+    *("datetime", "faulthandler", "hashlib", "json", "random", "shlex", "struct"),
     *(".heartbeat", ".hints", ".proxy", ".running", ".supervisor", ".targets"),
 )
 
@@ -89,15 +89,18 @@ def _load_files(options: Options) -> Identity | None:
 
 
 def _load_foreign(options: Options) -> Handler | None:
-    """Load what may be wrong: a mode and a handler that are not ours."""
+    """Load what may be wrong: a mode and a handler that are not ours; None if that is left to who serves."""
     if options.mode not in BUILT_IN_MODES:
         from .factory import server_class
 
         server_class(options.mode)
     if options.handler == Options.handler:
         return None
-    from .targets import load_handler
+    from .targets import check_handler, load_handler
 
+    if options.workers is not None:
+        check_handler(options.handler)  # each of them imports it for itself, anew after each reload
+        return None
     return load_handler(options.handler)
 
 
@@ -156,7 +159,7 @@ def _run(
     listeners: Sequence[socket.socket],
     sink: Sink,
 ) -> None:
-    if options.workers > 1:
+    if options.workers is not None:
         from .heartbeat import service_heartbeat
         from .running import run_workers
 
@@ -173,7 +176,7 @@ def _run(
 
 def _announce(options: Options, listeners: Sequence[socket.socket], ready: Callable[[list[str]], None] | None) -> None:
     addresses = [format_peer(listener.getsockname()) for listener in listeners]
-    workers = f", {options.workers} workers" if options.workers > 1 else ""
+    workers = f", {options.workers} worker{'s' * (options.workers > 1)}" if options.workers is not None else ""
     # The kernel's number, not the one asked for: clients beyond it are dropped, and nobody else tells.
     backlog = effective_backlog(BACKLOG)
     for address in addresses:

@@ -6,13 +6,16 @@ For ``runner`` and ``testing``, which open the listeners and the sink.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import FrameType
 
 from .errors import OutputError, StartError, StdserveError
@@ -25,13 +28,15 @@ from .logs import Event
 from .mixin import ServerMixin
 from .options import Options
 from .sink import Sink
-from .targets import Handler
+from .stacks import log_stacks
+from .targets import Handler, load_handler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from .certificates import Certificates
+    from .worker import Link
 
 __all__ = ["GRACE", "run_alone", "run_workers", "status_of"]
 
@@ -58,20 +63,25 @@ def run_alone(
     sink: Sink,
     stop_signals: Sequence[int] = STOP_SIGNALS,
     heartbeat: Heartbeat | None = None,
+    lifeline: int | None = None,
 ) -> None:
-    """Serve in this process until one of ``stop_signals``; raise OutputError when the output takes no more."""
+    """Serve in this process until one of ``stop_signals``; raise OutputError when the output takes no more.
+
+    With a ``lifeline``, a descriptor, also until that reads EOF.
+    """
     heartbeat = heartbeat or Heartbeat()
     server = create_server(handler or PrintHandler, options=options, listeners=listeners, sink=sink)
     server.close_on_stop = True
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        with (
-            _signals_stop(server, stop_signals, heartbeat.stopping),
-            _signal_reloads(options.certificates, heartbeat),
-            heartbeat.of(server) as poll_interval,
-        ):
-            server.serve_forever(poll_interval)
+        with ExitStack() as stack:
+            stack.enter_context(_signal_reloads(options.certificates, heartbeat))
+            stack.enter_context(_signal_shows_stacks(server))
+            stack.enter_context(_signals_stop(server, stop_signals, heartbeat.stopping))  # lets them come
+            if lifeline is not None:
+                _stop_at_the_end_of(lifeline, server)
+            server.serve_forever(stack.enter_context(heartbeat.of(server)))
     finally:
         sys.setswitchinterval(before)
         server.server_close()
@@ -86,14 +96,23 @@ def run_workers(
     heartbeat: Heartbeat | None = None,
 ) -> None:
     """Serve in ``options.workers`` processes, call ``ready()`` when all of them do; raise OutputError, StartError."""
-    from .supervisor import Supervisor  # here, for the sake of a quick start without workers
+    from .supervisor import Hooks, Supervisor  # here, for the sake of a quick start without workers
 
     heart = heartbeat or Heartbeat()
 
-    def work(beat: Callable[[], None]) -> int:
-        # A worker leaves SIGINT alone: Ctrl-C reaches it too, and would be the first of two signals to stop.
-        parts = handler, options, listeners, sink, (signal.SIGTERM,), Heartbeat(beat, beat, heart.seconds)
-        return status_of(run_alone, *parts)
+    def work(link: Link) -> int:
+        try:
+            _live(link, handler, options, listeners, sink, min(supervisor.beat_seconds, heart.seconds or math.inf))
+        except OutputError:
+            return _FAILED  # the sink, which the processes share, tells the parent why
+        except StdserveError as error:
+            link.explain(str(error))
+            return _UNSTARTED
+        return _STOPPED
+
+    def serving() -> None:
+        ready()
+        heart.ready()
 
     def stopping() -> None:
         heart.stopping()
@@ -101,24 +120,42 @@ def run_workers(
 
     supervisor = Supervisor(
         work,
-        options.workers,
-        fatal=(_FAILED, _UNSTARTED),
+        options.workers or 1,
         patience=options.graceful_timeout + GRACE,
-        stopping=stopping,
-        alive=heart.beat if heart.seconds else None,
-        beat_seconds=heart.seconds or 0.0,
-        passed_on=[signal.SIGHUP] if options.certificates is not None else [],
+        timeout=options.worker_timeout,
+        fatal=(_FAILED,),
+        unstarted=_UNSTARTED,
+        hooks=Hooks(serving, stopping, heart.reloading, heart.ready, heart.beat, heart.seconds),
     )
-
-    def serving() -> None:
-        ready()
-        heart.ready()
-
-    status = supervisor.run(serving)
+    status = supervisor.run()
     if error := sink.error:
         raise error
     if status:
-        raise StartError("a worker could not start")
+        raise StartError(f"a worker could not start: {supervisor.reason}")
+
+
+def _live(
+    link: Link,
+    handler: Handler | None,
+    options: Options,
+    listeners: Sequence[socket.socket],
+    sink: Sink,
+    beat_seconds: float,
+) -> None:
+    """Be a worker; after a reload, read all files again that the options name."""
+    if link.generation:
+        options = replace(options)
+    options.load()
+    if handler is None and options.handler != Options.handler:
+        handler = load_handler(options.handler)
+    most = options.max_sessions
+    if most is not None:
+        import random  # here, for few servers need it
+
+        most += random.randint(0, options.max_sessions_jitter)
+    heartbeat = Heartbeat(link.beat, link.beat, beat_seconds, stopping=link.leave, spent=link.spent, most=most)
+    # A worker leaves SIGINT alone: Ctrl-C reaches it too, and would be the first of two signals to stop.
+    run_alone(handler, options, listeners, sink, (signal.SIGTERM,), heartbeat, link.lifeline)
 
 
 def status_of(run: Callable[..., None], *arguments: Any) -> int:
@@ -183,6 +220,49 @@ def _signal_reloads(certificates: Certificates | None, heartbeat: Heartbeat) -> 
         yield
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@contextmanager
+def _signal_shows_stacks(server: ServerMixin) -> Iterator[None]:
+    """Let SIGUSR1 write the stack of every thread to the log, those of processes in which sessions run too."""
+    if not hasattr(signal, "SIGUSR1"):  # pragma: no cover - Windows has no such signal
+        yield
+        return
+
+    def show(signum: int, frame: FrameType | None) -> None:
+        log_stacks(signum, frame)
+        server.signal_sessions(signum)
+
+    before = signal.signal(signal.SIGUSR1, show)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _stop_at_the_end_of(lifeline: int, server: ServerMixin) -> None:
+    """See that ``server`` is told to stop, as by SIGTERM, when ``lifeline`` reads EOF: its supervisor has gone.
+
+    A thread can tell also a main thread that is stuck in a hook or kept by a session; where sessions are forked there
+    must be none, and the accept loop looks itself.
+    """
+
+    def stop() -> None:
+        _log.error(Event("error", f"the supervisor has gone; worker {os.getpid()} ends"))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def notice() -> None:
+        server.waiter.unwatch(lifeline)
+        stop()
+
+    def wait() -> None:
+        os.read(lifeline, 1)
+        stop()
+
+    if server.forks:
+        server.waiter.watch(lifeline, notice)
+    else:
+        threading.Thread(target=wait, name="stdserve lifeline", daemon=True).start()
 
 
 @contextmanager

@@ -199,6 +199,10 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
         def _cut(self) -> None:
             self._kill_children(signal.SIGKILL)
 
+        def signal_sessions(self, signum: int) -> None:
+            """Send a signal to the processes in which sessions run."""
+            self._kill_children(signum)
+
         def _kill_children(self, signum: int) -> None:
             for child, _ in list(self._children.values()):
                 child.kill(signum)

@@ -12,15 +12,26 @@ from contextlib import contextmanager
 from dataclasses import Field, dataclass, fields
 
 from .errors import ConfigError, StartError
-from .flags import add_flag, flag_of, grouped, option, show_value
-from .options import Options, add_flags, option_fields, option_groups, parse_options
+from .flags import add_flag, flag_of, grouped, option, parse_text, show_value
+from .options import Options, option_fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from typing import Any
 
-__all__ = ["Request", "Settings", "add_all_flags", "did_you_mean", "read_settings", "setting_groups", "show_settings"]
+__all__ = [
+    "Request",
+    "Settings",
+    "add_all_flags",
+    "add_flags",
+    "did_you_mean",
+    "option_groups",
+    "parse_options",
+    "read_settings",
+    "setting_groups",
+    "show_settings",
+]
 
 #: The section of a settings file, and how the names of variables begin.
 SECTION, PREFIX = "stdserve", "STDSERVE_"
@@ -52,6 +63,25 @@ class Request:
     print_config: bool = option(
         False, "--print-config", help="print all options as a FILE for --config, each with where it came from, then end"
     )
+
+
+def option_groups() -> list[tuple[str, list[Field[Any]]]]:
+    """Return the options in groups, each with its name, in the order of the dataclass."""
+    return grouped(option_fields())
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` one argument for each option, group by group, as ``flags.add_flag`` does."""
+    for title, options in option_groups():
+        group = parser.add_argument_group(title)
+        for field in options:
+            add_flag(group, field)
+
+
+def parse_options(texts: Mapping[str, Any]) -> Options:
+    """Make Options from texts by option name, as a command line gives them; ConfigError names the flag at fault."""
+    given = (field for field in option_fields() if field.name in texts)
+    return Options(**{field.name: parse_text(field, texts[field.name]) for field in given})
 
 
 class Settings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["fill_descriptors", "say", "settle"]
+__all__ = ["fill_descriptors", "has_terminal", "say", "settle"]
 
 
 def say(text: str) -> None:
@@ -31,6 +31,15 @@ def fill_descriptors() -> None:
             if fd != wanted:
                 os.dup2(fd, wanted)
                 os.close(fd)
+
+
+def has_terminal() -> bool:
+    """Tell whether this process has a controlling terminal, and that has not been closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def settle(seconds: float | None = None) -> None:

@@ -26,11 +26,11 @@ FLOORS = {
     for floor, names in enumerate(
         [
             "errors escaping backlog browser rows status_page version terminal waiting interrupts",
-            "protocol proxyheader networks addresses systemd flags logs targets streams unix privileges pidfile",
-            "proxy listeners certificates tls_stream metrics sink sessions threads children accepting",
-            "options seats tls",
-            "handlers access supervisor settings hints exposition connection stopping",
-            "preamble transfer status",
+            "protocol proxyheader networks addresses systemd flags logs streams unix privileges pidfile",
+            "proxy listeners certificates tls_stream metrics sink sessions threads children accepting stacks",
+            "options seats tls targets worker",
+            "handlers access settings hints exposition connection stopping rolling",
+            "preamble transfer status supervisor",
             "mixin client",
             "servers heartbeat",
             "factory status_server",
@@ -52,8 +52,10 @@ UNTESTED = {
     "__main__": "three lines, run by every test that starts the server as a process",
     "errors": "types without behaviour, raised and caught in the tests of every other room",
     "flags": "the machinery of options, tested with them",
+    "rolling": "the part of the supervisor that reloads, tested in test_reload",
     "rows": "the memory of metrics, tested with it",
     "status_page": "text; tested with status, in a browser",
+    "worker": "the two ends of the pipes between the supervisor and a worker, tested with both",
     "version": "one constant; that it is the built one is a test of the packaging",
 }
 

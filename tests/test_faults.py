@@ -341,7 +341,8 @@ def test_12_workers_that_share_a_listener_all_stop(mode: str) -> None:
             connect(address).close()
         started = time.monotonic()
         assert 0 == server.stop()
-        assert time.monotonic() - started < 5
+        # Half a second on a quiet machine; one that hangs would be cut after half a minute.
+        assert time.monotonic() - started < 20
 
 
 def listening(server: ServerProcess) -> tuple[str, int]:

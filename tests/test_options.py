@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 from stdserve.addresses import Address
 from stdserve.errors import ConfigError
 from stdserve.flags import parse_duration, parse_mode
-from stdserve.options import Options, add_flags, make_options, option_fields, parse_options
+from stdserve.options import Options, make_options, option_fields
+from stdserve.settings import add_flags, parse_options
 
 #: A value other than the default for each option: as words of a command line, and as it is then.
 SETTINGS: dict[str, tuple[list[str], Any]] = {
@@ -53,6 +56,9 @@ SETTINGS: dict[str, tuple[list[str], Any]] = {
     "tls_client_ca": (["--tls-client-ca", "ca.pem"], "ca.pem"),
     "tls_min_version": (["--tls-min-version", "1.3"], "1.3"),
     "tls_reload": (["--tls-reload"], True),
+    "worker_timeout": (["--worker-timeout", "10s"], 10.0),
+    "max_sessions": (["--max-sessions", "1000"], 1000),
+    "max_sessions_jitter": (["--max-sessions-jitter", "50"], 50),
     "log_level": (["--log-level", "debug"], "debug"),
     "log_format": (["--log-format", "json"], "json"),
     "log_file": (["--log-file", "log"], "log"),
@@ -63,7 +69,11 @@ SETTINGS: dict[str, tuple[list[str], Any]] = {
 }
 
 #: What an option must not be without.
-NEEDS = dict.fromkeys(["tls_key", "tls_password_file", "tls_client_ca", "tls_reload"], "tls_cert")
+NEEDS = {
+    **dict.fromkeys(["tls_key", "tls_password_file", "tls_client_ca", "tls_reload"], ["tls_cert"]),
+    "max_sessions": ["workers"],
+    "max_sessions_jitter": ["max_sessions", "workers"],
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -89,7 +99,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     """One process, a thread for each client, lines of 64 KiB, no limit of time, half a minute to stop."""
     options = Options()
 
-    assert ((), 10001, "thread", 1) == (options.bind, options.port, options.mode, options.workers)
+    assert ((), 10001, "thread", None) == (options.bind, options.port, options.mode, options.workers)
     assert ("line", "text", None, False) == (options.framing, options.format, options.output, options.raw)
     assert (65536, None, None, 30.0) == (
         *(options.max_line, options.max_conns, options.idle_timeout, options.graceful_timeout),
@@ -106,13 +116,30 @@ def test_each_option_is_set_by_its_flag_and_nothing_else_is(name: str) -> None:
     """The words of a command line become one value, which from code is the same."""
     words, value = SETTINGS[name]
     settings = {name: value}
-    if name in NEEDS:
-        more, settings[NEEDS[name]] = SETTINGS[NEEDS[name]]
+    for need in NEEDS.get(name, []):
+        more, settings[need] = SETTINGS[need]
         words = words + more
 
     assert value == getattr(parse(*words), name)
     assert Options(**settings) == parse(*words)
     assert value != getattr(Options(), name)
+
+
+def test_auto_are_as_many_workers_as_there_are_usable_cpus() -> None:
+    """One fewer if one may not be used."""
+    code = (
+        "import os\n"
+        "from stdserve.settings import parse_options\n"
+        "cpus = os.sched_getaffinity(0)\n"
+        "print(parse_options({'workers': 'auto'}).workers == len(cpus))\n"
+        "os.sched_setaffinity(0, [min(cpus)])\n"
+        "print(parse_options({'workers': 'auto'}).workers)\n"
+        "del os.sched_getaffinity\n"
+        "vars(os).pop('process_cpu_count', None)\n"
+        "print(parse_options({'workers': 'auto'}).workers == os.cpu_count())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ("True\n1\nTrue\n", "") == (result.stdout, result.stderr)
 
 
 def test_options_can_be_set_together() -> None:
@@ -175,6 +202,8 @@ def test_defaults_that_help_spells_out_are_true() -> None:
         ({"bind": ["localhost", "localhost:x"]}, "--bind port must be a number from 0 to 65535, not 'x'"),
         ({"raw": True, "format": "json"}, "--raw and --format json exclude each other"),
         ({"once": True, "workers": 2}, "--once and --workers exclude each other"),
+        ({"max_sessions": 5}, "--max-sessions is of no use without --workers"),
+        ({"workers": 2, "max_sessions_jitter": 5}, "--max-sessions-jitter is of no use without --max-sessions"),
         ({"tls_min_version": "1.1"}, "--tls-min-version must be one of 1.2, 1.3, not '1.1'"),
         ({"handshake_timeout": 0}, "--handshake-timeout must be above 0, not 0"),
         ({"tls_key": "key.pem"}, "--tls-key is of no use without --tls-cert"),
@@ -216,7 +245,7 @@ def test_a_wrong_word_is_a_config_error_that_names_its_flag(words: list[str], me
 @pytest.mark.parametrize(
     "values",
     [
-        *({"idle_timeout": "5s"}, {"workers": "2"}, {"workers": None}, {"workers": 1.5}, {"port": "80"}),
+        *({"idle_timeout": "5s"}, {"workers": "2"}, {"worker_timeout": None}, {"workers": 1.5}, {"port": "80"}),
         *({"max_line": None}, {"graceful_timeout": None}, {"idle_timeout": math.inf}, {"graceful_timeout": math.inf}),
     ],
     ids=repr,

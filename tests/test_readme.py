@@ -6,11 +6,13 @@ import os
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from authority import Authority
 from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange, peer_program, read_all
 
 from stdserve import cli
@@ -324,6 +326,31 @@ def test_the_exit_codes_are_those_of_the_help() -> None:
     assert sorted(told) == sorted(rows) == ["0", "1", "2", "3"]
     assert all(rows[code].startswith(meaning.strip()) for code, meaning in told.items())
     assert Options().port == 10001
+
+
+@pytest.mark.parametrize("words", [["--workers", "2"], []], ids=["workers", "alone"])
+def test_every_signal_of_the_table_does_what_it_says(words: list[str], authority: Authority) -> None:
+    """Each is sent, and the log says what came of it; what is not used is left to the system."""
+    table = TEXT.partition("| signal | with `--workers` | without |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`SIG.*) \| (.*) \| (.*) \|$", table, re.MULTILINE)
+    told = {name: row[1 if words else 2] for row in rows for name in re.findall(r"`(SIG\w+)`", row[0])}
+    assert {"SIGTERM", "SIGINT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1"} == set(told)
+    does = {
+        "SIGHUP": "^reloaded workers=2" if words else "^reload certificate=",
+        "SIGTTIN": "^workers count=3",
+        "SIGTTOU": "^workers count=2",
+        "SIGUSR1": "^stack pid=.* thread=MainThread: ",
+    }
+    pair = authority.pair()
+    tls = ["--tls-cert", pair.certfile, "--tls-key", str(pair.keyfile)]
+    for stop in ("SIGTERM", "SIGINT"):
+        with ServerProcess(*words, *tls) as server:
+            server.wait_for_log("^listening")
+            for name, line in does.items():
+                if told[name] != "not used":
+                    server.process.send_signal(signal.Signals[name])
+                    server.wait_for_log(line)
+            assert 0 == server.stop(signal.Signals[stop])
 
 
 def test_the_test_command_is_marked_for_ci() -> None:
