@@ -11,11 +11,14 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 from .logs import Event
+from .tally import Counters
 from .waiting import Waiter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .metrics import WorkerCounters
 
 __all__ = ["AcceptLoop"]
 
@@ -59,6 +62,7 @@ class AcceptLoop:
         take: Callable[[socket.socket], tuple[Any, Any]],
         admit: Callable[[Any, Any], None],
         crowd: Callable[[], None],
+        counters: Counters | WorkerCounters | None = None,
     ) -> None:
         self.waiter = Waiter()
         #: Whether something runs that may take long and that is not ours: a hook of the server, a session.
@@ -68,6 +72,7 @@ class AcceptLoop:
         self._take = take
         self._admit = admit
         self._crowd = crowd
+        self._counters = counters or Counters()
         self._open: Sequence[socket.socket] = ()
         # When accept failed last, while the log has not said that it works again.
         self._failed_at: float | None = None
@@ -128,6 +133,7 @@ class AcceptLoop:
             return False
         except Exception as error:
             if getattr(error, "errno", None) in _BROKEN_CLIENT:
+                self._counters.reject("broken")
                 _log.debug(Event("reject", f": {error}", reason="broken"))
                 return True
             self._fail(error)
@@ -139,6 +145,7 @@ class AcceptLoop:
         return self._failed_at is not None and time.monotonic() - self._failed_at < REST_SECONDS
 
     def _fail(self, error: Exception) -> None:
+        self._counters.count_accept_error()
         if self._failed_at is None:
             _log.error(Event("error", f"accept: {error}; clients wait in the backlog until it works again"))
         self._failed_at = time.monotonic()

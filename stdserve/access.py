@@ -15,11 +15,14 @@ from .logs import Event
 from .options import Options
 from .seats import Seats, SharedSeats
 from .sessions import Session, half_close
+from .tally import Counters
 from .waiting import Waiter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .metrics import WorkerCounters
 
 __all__ = ["Admission"]
 
@@ -47,7 +50,13 @@ class Admission:
     """
 
     def __init__(
-        self, options: Options, max_conns: int, waiter: Waiter, close: Callable[[Any], None], forks: bool = False
+        self,
+        options: Options,
+        max_conns: int,
+        waiter: Waiter,
+        close: Callable[[Any], None],
+        forks: bool = False,
+        counters: Counters | WorkerCounters | None = None,
     ) -> None:
         self._max_conns = max_conns
         self._waits = options.overflow == "wait"
@@ -62,6 +71,7 @@ class Admission:
         replies = options.overflow == "reply" and options.certificates is None
         self._message = f"{options.overflow_message}\n".encode() if replies else b""
         self._close = close
+        self._counters = counters or Counters()
         self._refusals = _Refusals(waiter, self._message, options.linger_timeout, close)
         fate = "clients wait in the backlog" if self._waits else "clients are refused"
         self._overload = _Overload(f"{max_conns} sessions are the limit, {fate}")
@@ -113,6 +123,7 @@ class Admission:
             self._addresses.reserve(session)
 
     def _refuse(self, session: Session, error: PeerError) -> None:
+        self._counters.reject(error.reason)
         # Of those there are too many of, the log counts; it names those who have no business here.
         crowd = error.reason in ("full", "address")
         _log.log(logging.DEBUG if crowd else logging.INFO, session.event("reject", reason=error.reason))

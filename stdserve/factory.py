@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .metrics import WorkerCounters
+
 __all__ = ["MODES", "create_server", "register_mode", "server_class"]
 
 #: The concurrency modes by the word that chooses them.
@@ -51,6 +53,7 @@ def create_server(
     options: Options | None = None,
     listeners: Sequence[socket.socket] = (),
     sink: Sink | None = None,
+    counters: WorkerCounters | None = None,
     **settings: Any,
 ) -> ServerMixin:
     """Return a server of ``mode`` ("thread" if nothing says otherwise) that runs ``handler``, listening already.
@@ -68,7 +71,9 @@ def create_server(
         options.addresses, unix_mode=options.unix_mode, reuse_port=options.reuse_port
     )
     try:
-        return composed(opened[0].getsockname(), handler, listeners=opened, options=options, sink=sink)
+        return composed(
+            opened[0].getsockname(), handler, listeners=opened, options=options, sink=sink, counters=counters
+        )
     except BaseException:
         close_listeners(opened)
         raise

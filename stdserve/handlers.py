@@ -89,7 +89,7 @@ class LineHandler(socketserver.StreamRequestHandler):
 
     def reply(self, line: str | bytes) -> None:
         """Send ``line`` and a LF; replies go out when the lines that came together are done, or on wfile.flush()."""
-        self._send((line.encode() if isinstance(line, str) else line) + b"\n")
+        self._send((line.encode() if isinstance(line, str) else line) + b"\n", 1)
 
     @property
     def peer(self) -> str:
@@ -136,7 +136,7 @@ class LineHandler(socketserver.StreamRequestHandler):
             for event in protocol.end(EndReason.IDLE_TIMEOUT) if stuck else self._next_events(protocol, idle):
                 if isinstance(event, SessionEnd):
                     return self._gone or event.reason
-                self.session.lines += len(event)
+                self.session.tally.add_lines_in(len(event))
                 self.lines_received(event)
             self._send(b"", now=True)
 
@@ -151,15 +151,17 @@ class LineHandler(socketserver.StreamRequestHandler):
             return protocol.end(EndReason.RESET)
         if self.connection.gettimeout() != idle:
             self.connection.settimeout(idle)
-        self.session.received += len(data)
+        if not self.session.counted:
+            self.session.tally.add_received(len(data))
         return protocol.receive_data(data)
 
-    def _send(self, data: bytes, now: bool = False) -> None:
+    def _send(self, data: bytes, lines: int = 0, now: bool = False) -> None:
         # A peer that takes no replies has still sent what it sent: that is read to its end.
         if self._gone is not None:
             return
         try:
             self.wfile.write(data)
+            self.session.tally.add_lines_out(lines)
             if now:
                 self.wfile.flush()
         except TimeoutError:
@@ -186,12 +188,12 @@ class PrintHandler(LineHandler):
         if first and self.answers_browsers and is_request(lines.data):
             self._page = page_for(lines.data)
             if isinstance(lines, Chunk):  # no blank line ends this session, but the browser, having read it all
-                self._send(self._page)
+                self._send(self._page, self._page.count(b"\n"))
 
     def connection_lost(self, reason: EndReason) -> None:
         """Answer a browser when the blank line after its headers has ended the session."""
         if reason is EndReason.EMPTY_LINE:
-            self._send(self._page)
+            self._send(self._page, self._page.count(b"\n"))
 
 
 class EchoHandler(PrintHandler):
@@ -202,7 +204,7 @@ class EchoHandler(PrintHandler):
     def lines_received(self, lines: Lines | Chunk) -> None:
         """Print them and send them back as they came."""
         super().lines_received(lines)
-        self._send(lines.data)
+        self._send(lines.data, len(lines))
 
 
 class ChunkHandler(PrintHandler):

@@ -28,12 +28,15 @@ from .protocol import EndReason
 from .sessions import Session, end_output, linger
 from .sink import Sink, open_sink
 from .stopping import StopMixin
-from .streams import LineTooLong, SessionSocket
+from .streams import CountedSocket, LineTooLong, SessionSocket
+from .tally import Counters
 from .waiting import Waiter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .metrics import WorkerCounters
 
 __all__ = ["ServerMixin"]
 
@@ -84,6 +87,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         listeners: Sequence[socket.socket] = (),
         options: Options | None = None,
         sink: Sink | None = None,
+        counters: WorkerCounters | None = None,
     ) -> None:
         """Bind ``server_address`` as the standard library does, or adopt ``listeners``, which it then owns."""
         self.options = options or Options()
@@ -94,9 +98,13 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         self._made_sink: Sink | None = None
         if sink is not None:
             self.sink = sink
-        self._loop = AcceptLoop(lambda: self.listeners, self._has_room, self._take, self._admit, self._crowd)
+        self.counters = counters or Counters()
+        self._socket_class = SessionSocket if counters is None else CountedSocket
+        self._loop = AcceptLoop(
+            lambda: self.listeners, self._has_room, self._take, self._admit, self._crowd, self.counters
+        )
         self._admission = Admission(
-            self.options, self.max_conns, self._loop.waiter, self.close_request, forks=self.forks
+            self.options, self.max_conns, self._loop.waiter, self.close_request, self.forks, self.counters
         )
         self._preamble = Preamble(self.options, self._admission)
         self._accepting: socket.socket | None = None
@@ -172,7 +180,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         """Take one client from the listener that has one; raise OSError (BlockingIOError if it has gone)."""
         accepted, client_address = (self._accepting or self.socket).accept()
-        request = SessionSocket.adopt(accepted)
+        request = self._socket_class.adopt(accepted)
         request.max_line = self.options.max_line
         request.setblocking(True)  # on the BSDs it inherits the listener's mode
         return request, client_address_of(request, client_address)
@@ -240,10 +248,12 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         return request, client_address
 
     def _admit(self, request: socket.socket, client_address: Any) -> None:
+        session = None
         try:
             if self.options.tls_reload and (certificates := self.options.certificates) is not None:
                 certificates.refresh()
             if not self.verify_request(request, client_address):
+                self.counters.reject("verify")
                 self.shutdown_request(request)
                 return
             session = Session(request, client_address)
@@ -252,11 +262,14 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
             if self._accepts_left is not None:
                 self._accepts_left -= 1
             self.begun += 1
+            session.tally = self.counters.take(session.peer)
             self.sessions[request] = session
             self.process_request(request, client_address)
         except BaseException as error:
             if breaks_off(error):
                 raise
+            if session is None:
+                self.counters.reject("error")
             self._end_badly(request, client_address)
 
     # The life of a session.
@@ -293,7 +306,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
                 if session.request is not accepted:
                     self.sessions[session.request] = session
                     del self.sessions[accepted]
-        session.opened = True
+        session.open()
         told = {"tls": session.tls, "subject": session.subject}
         _log.log(_level(session), session.event("open", **{name: text for name, text in told.items() if text}))
 
@@ -342,6 +355,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         event = partial(Event, peer=format_peer(client_address)) if session is None else session.event
         if session is not None:
             session.reason = reason
+            session.refusal = _word_for(error, reason)
         if isinstance(error, OutputError):
             self._fail(error)
         elif isinstance(error, PeerError):
@@ -357,20 +371,33 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         session = self.sessions.pop(request, None)
         if session is None:
             return
+        reason = session.end()
         if session.opened:
             _log.log(
                 _level(session),
                 session.event(
                     "close",
-                    reason=(session.cut_for or session.reason).value,
+                    reason=reason,
                     lines=session.lines,
                     bytes=session.received,
                     seconds=f"{session.seconds:.3f}",
                 ),
             )
-        self._admission.leave(session)
+        self._leave(session)
         if full or self._stopping or self._accepts_left == 0:
             self._loop.waiter.wake()
+
+    def _leave(self, session: Session) -> None:
+        """Let others have what the session had."""
+        self._admission.leave(session)
+        self.counters.give_back(session.tally)  # type: ignore[arg-type] # what its own ``take`` has returned
+
+
+def _word_for(error: BaseException | None, reason: EndReason) -> str:
+    """Return what metrics call it when an error keeps a connection from becoming a session."""
+    if isinstance(error, PeerError):
+        return error.reason
+    return "broken" if reason is EndReason.RESET else "error"
 
 
 def _level(session: Session) -> int:

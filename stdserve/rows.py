@@ -58,7 +58,7 @@ PEER_BYTES = 64
 
 # The cells of a row. First what is the present session's own ...
 _PID, _STARTED, _ENDED = range(3)
-_BEFORE = 3  # what the five counters read when it was opened
+_BEFORE = 3  # what the five counters read when it was taken
 _PEER = _BEFORE + 5
 # ... then what goes on from one session to the next.
 _SUMS = _OPENED = _PEER + PEER_BYTES // CELL
@@ -111,8 +111,10 @@ class SessionRow:
     def take(self, peer: str, pid: int) -> None:
         """Begin with a connection from ``peer``; process ``pid`` will run it, or FORKING."""
         self.name(peer)
-        self._cells[_STARTED] = micros_now()
-        self._cells[_PID] = pid
+        cells = self._cells
+        cells[_BEFORE : _BEFORE + 5] = cells[_RECEIVED : _MICROS + 1]
+        cells[_STARTED] = micros_now()
+        cells[_PID] = pid
 
     def adopt(self) -> None:
         """Say that this process is the one that runs the session."""
@@ -125,7 +127,6 @@ class SessionRow:
     def open(self) -> None:
         """Count a session that begins."""
         cells = self._cells
-        cells[_BEFORE : _BEFORE + 5] = cells[_RECEIVED : _MICROS + 1]
         cells[_ENDED] = 0
         cells[_OPENED] += 1
 

@@ -162,6 +162,7 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
 
         def _live_in_child(self, request: Any, client_address: Any) -> int:
             self._in_child = True
+            self.sessions[request].tally.adopt()
             self._children.clear()
             self._loop.waiter.close()
             # An orphan that kept them would keep the port.
@@ -187,7 +188,9 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             if child in self._polled:
                 self._polled.remove(child)
             _, session = self._children.pop(child.pid)
-            self._admission.leave(session)
+            if self._stopping:
+                session.tally.end(EndReason.CUT.value)
+            self._leave(session)
             if status < 0 and not self._stopping:
                 _log.error(session.event("error", f"child {child.pid} was ended by {signal.Signals(-status).name}"))
             if not self._stopping and (failure := self.sink.error):

@@ -9,12 +9,14 @@ import time
 from .addresses import format_peer
 from .logs import Event
 from .protocol import EndReason
+from .tally import Tally
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from .proxyheader import ProxyHeader
+    from .rows import SessionRow
 
 __all__ = ["LINGER_BYTES", "Session", "end_output", "half_close", "linger"]
 
@@ -26,37 +28,39 @@ _numbers = itertools.count(1)
 
 
 class Session:
-    """The record of one connection, from accept to close; its handler counts in it.
+    """The record of one connection, from accept to close.
 
     ``number`` tells it from the others of this process, ``request`` is the socket, ``client_address`` and ``peer``
-    its address, as the system gives it and as text; ``lines`` and ``received`` (bytes) count what came in, ``reason``
-    is why it ended: CLOSED until a handler knows better, and what ``cut`` said once that was called. ``proxy`` is the
-    header of the PROXY protocol that gave the address, ``tls`` the version of TLS that is spoken, ``subject`` whom the
-    client's certificate is for; None where there is none. ``opened`` tells that nothing stood between the client and
-    the handler any more, ``seat`` belongs to whoever counts addresses.
+    its address, as the system gives it and as text. ``tally`` is where it counts: its handler lines, and bytes unless
+    the socket does that by itself, for any handler (``counted``). ``reason`` is why it ended: CLOSED until a handler
+    knows better, and what ``cut`` said once that was called. ``proxy`` is the header of the PROXY protocol that gave
+    the address, ``tls`` the version of TLS that is spoken, ``subject`` whom the client's certificate is for; None
+    where there is none.
+    ``opened`` tells that nothing stood between the client and the handler any more, ``refusal`` why something did;
+    ``seat`` belongs to whoever counts addresses.
     """
 
     __slots__ = (
         *(
             "client_address",
+            "counted",
             "cut_for",
             "input_ended",
-            "lines",
             "number",
             "opened",
             "peer",
             "proxy",
             "reason",
-            "received",
+            "refusal",
         ),
-        *("request", "seat", "started", "subject", "tls"),
+        *("request", "seat", "started", "subject", "tally", "tls"),
     )
 
     def __init__(self, request: socket.socket, client_address: Any) -> None:
         self.request = request
         self.number = next(_numbers)
         self.cut_for: EndReason | None = None
-        self.input_ended = self.opened = False
+        self.counted = self.input_ended = self.opened = False
         self.proxy: ProxyHeader | None = None
         self.tls: str | None = None
         self.subject: str | None = None
@@ -64,8 +68,18 @@ class Session:
         self.name(client_address)
         self.started = time.monotonic()
         self.reason = EndReason.CLOSED
-        self.lines = 0
-        self.received = 0
+        self.refusal = "other"
+        self.tally: Tally | SessionRow = Tally()
+
+    @property
+    def received(self) -> int:
+        """Bytes that came in since the session was opened."""
+        return self.tally.counts[0]
+
+    @property
+    def lines(self) -> int:
+        """Lines that came in."""
+        return self.tally.counts[2]
 
     @property
     def seconds(self) -> float:
@@ -80,6 +94,25 @@ class Session:
         """Say who the client is."""
         self.client_address = client_address
         self.peer = format_peer(client_address)
+
+    def open(self) -> None:
+        """Begin: nothing stands between the client and the handler any more, and what they say counts."""
+        self.opened = True
+        self.tally.name(self.peer)
+        self.tally.open()
+        request: Any = self.request
+        self.counted = hasattr(request, "tally")
+        if self.counted:
+            request.tally = self.tally
+
+    def end(self) -> str:
+        """Count the session, or what never became one; return why it ended."""
+        reason = (self.cut_for or self.reason).value
+        if self.opened:
+            self.tally.end(reason)
+        else:
+            self.tally.reject(self.cut_for.value if self.cut_for else self.refusal)
+        return reason
 
     def move_to(self, request: socket.socket) -> None:
         """Go on with another socket for the same connection; what was asked of the old one holds for it too."""

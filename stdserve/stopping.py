@@ -15,11 +15,14 @@ from .logs import Event
 from .options import Options
 from .protocol import EndReason
 from .sessions import Session
+from .tally import Counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from typing import Any
+
+    from .metrics import WorkerCounters
 
 __all__ = ["StopMixin"]
 
@@ -53,6 +56,7 @@ class StopMixin:
     options: Options
     sessions: dict[Any, Session]
     failure: OutputError | None
+    counters: Counters | WorkerCounters
     _loop: AcceptLoop
 
     #: How many times this server has served, and which of them was asked to stop, and to stop at once.
@@ -149,6 +153,7 @@ class StopMixin:
         """
         self.request_stop()
         self._loop.shut()
+        self.counters.drain()
         before = self.active
         finished_before, cut_before = self._ended_before
         try:

@@ -15,7 +15,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["LineTooLong", "SessionReader", "SessionSocket"]
+    from .rows import SessionRow
+    from .tally import Tally
+
+__all__ = ["CountedSocket", "LineTooLong", "SessionReader", "SessionSocket"]
 
 
 class LineTooLong(ConnectionAbortedError):
@@ -45,6 +48,51 @@ class SessionSocket(socket.socket):
         self.close()
         if self.fileno() >= 0:
             os.close(self.detach())
+
+
+class CountedSocket(SessionSocket):
+    """What it reads and sends is counted in ``tally``, once it has one.
+
+    By recv and recv_into, send, sendall and sendfile, which files use too. Each costs half a microsecond more: it is
+    for servers that are asked for numbers. Of a ``sendall`` that fails, nobody knows how much was sent.
+    """
+
+    tally: Tally | SessionRow | None = None
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        """Receive, and count what is not to be received again."""
+        data = super().recv(bufsize, flags)
+        if self.tally is not None and not flags & socket.MSG_PEEK:
+            self.tally.add_received(len(data))
+        return data
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """Receive, and count what is not to be received again."""
+        size = super().recv_into(buffer, nbytes, flags)
+        if self.tally is not None and not flags & socket.MSG_PEEK:
+            self.tally.add_received(size)
+        return size
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        """Send, and count."""
+        size = super().send(data, flags)
+        if self.tally is not None:
+            self.tally.add_sent(size)
+        return size
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        """Send, and count."""
+        super().sendall(data, flags)
+        if self.tally is not None:
+            self.tally.add_sent(memoryview(data).nbytes)
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send, and count what ``send`` has not, which takes over where the system cannot send a file itself."""
+        before = self.tally.counts[1] if self.tally is not None else 0
+        size = super().sendfile(file, offset, count)
+        if self.tally is not None:
+            self.tally.add_sent(size - (self.tally.counts[1] - before))
+        return size
 
 
 class _RawReader(io.RawIOBase):

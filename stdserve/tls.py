@@ -23,6 +23,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .rows import SessionRow
+    from .tally import Tally
+
 __all__ = ["TLSSocket", "wrap"]
 
 #: Seconds that ``TLSSocket.shutdown`` waits for room in the send buffer of a socket without a timeout.
@@ -106,6 +109,9 @@ class TLSSocket(SessionSocket, ssl.SSLSocket):
 
     #: The last write has failed, or has yet to be repeated by a handler that does not block.
     _unfinished = False
+
+    #: Where what is said is counted, once it is.
+    tally: Tally | SessionRow | None = None
 
     def handshake(self, deadline: float) -> None:
         """Do the handshake by ``deadline`` (of time.monotonic), whatever the peer does or does not; keep the timeout.
@@ -195,22 +201,27 @@ class TLSSocket(SessionSocket, ssl.SSLSocket):
     # What ssl does differently from a socket.
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
-        """Read as ``SSLSocket.read`` does, which ``recv`` and ``recv_into`` call."""
+        """Read as ``SSLSocket.read`` does, which ``recv`` and ``recv_into`` call, and count."""
         try:
-            return super().read(len, buffer)
+            data: Any = super().read(len, buffer)
         except ssl.SSLZeroReturnError:  # EOF again, after our own close_notify
             return b"" if buffer is None else 0
         except ssl.SSLError as error:
             raise _as_of_a_socket(error) from None
+        if self.tally is not None:
+            self.tally.add_received(data if buffer is not None else memoryview(data).nbytes)
+        return data
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Send as ``SSLSocket.send`` does, which ``sendall`` calls."""
+        """Send as ``SSLSocket.send`` does, which ``sendall`` calls, and count."""
         self._unfinished = True
         try:
             sent = super().send(data, flags)
         except ssl.SSLError as error:
             raise _as_of_a_socket(error) from None
         self._unfinished = False
+        if self.tally is not None:
+            self.tally.add_sent(sent)
         return sent
 
     def shutdown(self, how: int) -> None:

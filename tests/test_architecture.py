@@ -25,10 +25,10 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         [
-            "errors escaping backlog browser rows status_page version terminal waiting interrupts",
+            "errors escaping backlog browser rows status_page tally version terminal waiting interrupts",
             "protocol proxyheader networks addresses systemd flags logs streams unix privileges pidfile",
-            "proxy listeners certificates tls_stream metrics sink sessions threads children accepting stacks",
-            "options seats tls targets worker",
+            "proxy listeners certificates tls_stream metrics sink sessions threads children stacks",
+            "options seats tls accepting targets worker",
             "handlers access settings hints exposition connection stopping rolling",
             "preamble transfer status supervisor",
             "mixin client",

@@ -256,7 +256,8 @@ def test_starting_imports_nothing_that_waits_for_its_use() -> None:
     modules = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=DEADLINE).stdout
     assert "stdserve.runner" in modules
     unneeded = {"asyncio", "datetime", "email", "http", "ipaddress", "json", "queue", "socketserver", "ssl", "typing"}
-    unneeded |= {f"stdserve.{room}" for room in ("connection", "handlers", "protocol", "servers", "supervisor")}
+    unneeded |= {f"stdserve.{room}" for room in ("connection", "handlers", "metrics", "protocol", "rows", "servers")}
+    unneeded |= {f"stdserve.{room}" for room in ("status", "status_server", "supervisor")}
     assert set() == unneeded & set(modules.split())
 
 
