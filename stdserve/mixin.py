@@ -18,6 +18,7 @@ from functools import cached_property, partial
 from .accepting import AcceptLoop
 from .access import Admission
 from .addresses import format_peer
+from .blame import reason_for, refusal_for
 from .errors import OutputError, PeerError
 from .interrupts import StopNow, breaks_off
 from .listeners import BACKLOG, address_of, client_address_of, close_listeners, family_for, prepare_listener
@@ -28,7 +29,7 @@ from .protocol import EndReason
 from .sessions import Session, end_output, linger
 from .sink import Sink, open_sink
 from .stopping import StopMixin
-from .streams import CountedSocket, LineTooLong, SessionSocket
+from .streams import CountedSocket, SessionSocket
 from .tally import Counters
 from .waiting import Waiter
 
@@ -44,13 +45,6 @@ _log = logging.getLogger("stdserve")
 
 #: By a name of its own: the standard library's may be replaced by one of ours, as its own tests have it here.
 _TCPServer = socketserver.TCPServer
-
-#: What a peer makes a handler raise, and what the log calls it.
-_PEERS_FAULTS = (
-    (LineTooLong, EndReason.LINE_TOO_LONG),
-    (TimeoutError, EndReason.IDLE_TIMEOUT),
-    (ConnectionError, EndReason.RESET),
-)
 
 
 class ServerMixin(StopMixin, socketserver.TCPServer):
@@ -350,12 +344,12 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         An output that takes no more stops the server.
         """
         error = sys.exc_info()[1]
-        reason = next((reason for kind, reason in _PEERS_FAULTS if isinstance(error, kind)), EndReason.ERROR)
+        reason = reason_for(error)
         session = self.sessions.get(request)
         event = partial(Event, peer=format_peer(client_address)) if session is None else session.event
         if session is not None:
             session.reason = reason
-            session.refusal = _word_for(error, reason)
+            session.refusal = refusal_for(error)
         if isinstance(error, OutputError):
             self._fail(error)
         elif isinstance(error, PeerError):
@@ -391,13 +385,6 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         """Let others have what the session had."""
         self._admission.leave(session)
         self.counters.give_back(session.tally)  # type: ignore[arg-type] # what its own ``take`` has returned
-
-
-def _word_for(error: BaseException | None, reason: EndReason) -> str:
-    """Return what metrics call it when an error keeps a connection from becoming a session."""
-    if isinstance(error, PeerError):
-        return error.reason
-    return "broken" if reason is EndReason.RESET else "error"
 
 
 def _level(session: Session) -> int:

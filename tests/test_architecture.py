@@ -27,9 +27,9 @@ FLOORS = {
         [
             "errors escaping backlog browser rows status_page tally version terminal waiting interrupts",
             "protocol proxyheader networks addresses systemd flags logs streams unix privileges pidfile",
-            "proxy listeners certificates tls_stream metrics sink sessions threads children stacks",
-            "options seats tls accepting targets worker",
-            "handlers access settings hints exposition connection stopping rolling",
+            "proxy listeners certificates tls_stream metrics sink sessions threads children stacks blame",
+            "options seats tls targets worker accepting",
+            "handlers access settings hints exposition connection stopping rolling companion",
             "preamble transfer status supervisor",
             "mixin client",
             "servers heartbeat",
