@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
+    "COUNT",
+    "TIME",
     "add_flag",
     "check",
     "flag_of",
@@ -65,6 +67,11 @@ def parse_count(text: str) -> int:
         return int(text)
     except ValueError:
         raise ConfigError(f"must be a whole number, not {text!r}") from None
+
+
+#: What options have in common that are times, or how many of something.
+TIME: dict[str, Any] = {"metavar": "TIME", "parse": parse_duration, "above": 0}
+COUNT: dict[str, Any] = {"metavar": "N", "parse": parse_count, "least": 1}
 
 
 def parse_workers(text: str) -> int:

@@ -136,18 +136,21 @@ class Metrics:
         """
         return WorkerCounters(self._map, self._first(number), self._rows, forks=forks)
 
-    def bury(self, number: int) -> None:
+    def bury(self, number: int) -> bool:
         """Let the sessions of a worker that has ended be over, as killed; to be called once it is reaped.
 
-        Sessions that run in processes of their own stay open while those live; call it again, now and then, where no
-        other worker takes the slot.
+        Sessions that run in processes of their own stay open while those live: then it returns False, and is to be
+        called again, now and then, unless another worker takes the slot.
         """
         first = self._first(number)
         head = cells_of(self._map, first, _HEAD)
+        over = True
         for row in _rows_of(self._map, first, head[_USED]):
             if row.pid and (row.pid == head[_PID] or _is_abandoned(row)):
                 row.give_back()
+            over = over and not row.pid
         head[_STATE] = head[_PID] = 0
+        return over
 
     def drain(self) -> None:
         """Say that the server as a whole is about to end."""

@@ -9,246 +9,61 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, fields, replace
-from functools import cached_property
 
-from .addresses import DEFAULT_PORT, LOOPBACK, UNIX_MODE, Address, parse_address, parse_port
+from .addresses import Address, parse_address
 from .errors import ConfigError
-from .flags import check, option, parse_count, parse_duration, parse_mode, parse_workers
+from .flags import COUNT, TIME, check, option, parse_mode
+from .session_options import SessionOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .certificates import Certificates
-    from .networks import Rules
 
 __all__ = [
-    "BUILT_IN_MODES",
     "Options",
     "make_options",
     "option_fields",
 ]
 
-#: The modes that need not be registered; ``factory.MODES`` has their classes.
-BUILT_IN_MODES = ("single", "thread", "fork") if hasattr(os, "fork") else ("single", "thread")
-
-
-#: What options have in common that are times, or how many of something.
-_TIME: dict[str, Any] = {"metavar": "TIME", "parse": parse_duration, "above": 0}
-_COUNT: dict[str, Any] = {"metavar": "N", "parse": parse_count, "least": 1}
+#: The port of ``--status`` where the address has none.
+DEFAULT_STATUS_PORT = 10002
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(SessionOptions):
     """What a server is told, checked when it is made: a wrong value raises ConfigError that names the flag.
 
     Sizes are in bytes, times in seconds. ``None`` means no limit, or that the mode has its own default.
     """
 
-    port: int = option(
-        DEFAULT_PORT,
-        help="TCP port, 0 for any free one (default: %(default)s)",
-        heads="addresses",
-        metavar="PORT",
-        parse=parse_port,
-        least=0,
-        most=65535,
-    )
-    bind: tuple[str, ...] = option(
-        (),
-        "-b",
-        "--bind",
-        help="address to listen on: HOST, HOST:PORT, [V6]:PORT, * or *:PORT (all interfaces, IPv4 and IPv6), unix:PATH,"
-        " unix:@NAME, fd://N, systemd or systemd:NAME; repeatable (default: loopback, IPv4 and IPv6)",
-        metavar="ADDRESS",
-        repeat=True,
-    )
-    unix_mode: int = option(
-        UNIX_MODE,
-        "--unix-mode",
-        help="who may connect to unix:PATH, as a file mode in octal (default: 600, the server's own user)",
-        metavar="MODE",
-        parse=parse_mode,
-        least=0,
-        most=0o777,
-    )
-    reuse_port: bool = option(
-        False,
-        "--reuse-port",
-        help="let other servers listen on the same TCP port; the kernel spreads clients over them",
-    )
-    mode: str = option(
-        "thread",
-        "--mode",
-        heads="sessions",
-        help="single, thread or fork (default: %(default)s)",
-        metavar="MODE",
-    )
-    workers: int | None = option(
-        None,
-        "-w",
-        "--workers",
-        help="processes that share the listening sockets, each in the chosen mode, and a supervisor that replaces them;"
-        " auto: as many as there are usable CPUs (default: none, one process is all)",
-        metavar="N",
-        parse=parse_workers,
-        least=1,
-    )
-    handler: str = option(
-        "stdserve:PrintHandler",
-        "--handler",
-        help="the request handler to run, as module:Class (default: %(default)s)",
-        metavar="TARGET",
-    )
-    framing: str = option(
-        "line",
-        "--framing",
-        help="line: lines end at LF; chunk: each read is one message, the lecture's rule (default: %(default)s)",
-        choices=("line", "chunk"),
-    )
-    once: bool = option(False, "--once", help="serve one client, then end")
-    format: str = option(
-        "text",
-        "--format",
-        heads="output",
-        help="text: the line; peer: the client's address before it; json: one object a line (default: %(default)s)",
-        choices=("text", "peer", "json"),
-    )
-    output: str | None = option(
-        None, "-o", "--output", help="append what clients send to FILE instead of standard output", metavar="FILE"
-    )
-    raw: bool = option(False, "--raw", help="pass control characters and undecodable bytes through as they came")
-    max_line: int = option(
-        65536,
-        "--max-line",
-        heads="limits",
-        help="longest line in bytes; a longer one ends its session (default: %(default)s)",
-        metavar="BYTES",
-        parse=parse_count,
-        least=1,
-    )
-    max_conns: int | None = option(
-        None,
-        "-m",
-        "--max-conns",
-        help="sessions at a time in each process; more wait in the backlog (default: thread 1000, fork 200)",
-        **_COUNT,
-    )
-    max_conns_per_ip: int | None = option(
-        None,
-        "--max-conns-per-ip",
-        help="sessions at a time from one address (over unix:PATH, of one user); more are refused (default: no limit)",
-        **_COUNT,
-    )
-    overflow: str = option(
-        "wait",
-        "--overflow",
-        help="what clients beyond --max-conns get: wait in the backlog, close, or reply with --overflow-message"
-        " (default: %(default)s)",
-        choices=("wait", "close", "reply"),
-    )
-    overflow_message: str = option(
-        "busy, try again later",
-        "--overflow-message",
-        help="what a refused client can read (default: %(default)s)",
-        metavar="TEXT",
-    )
-    idle_timeout: float | None = option(
-        None,
-        "-i",
-        "--idle-timeout",
-        help="end a session that is silent for this long: 500ms, 5s, 2m, 1h (default: never)",
-        **_TIME,
-    )
-    session_timeout: float | None = option(
-        None,
-        "--session-timeout",
-        help="end a session that has lasted this long, whatever it does (default: never)",
-        **_TIME,
-    )
-    linger_timeout: float = option(
-        2.0,
-        "--linger-timeout",
-        help="how long a session that is over waits for its client to read the last reply and close (default: 2s)",
-        **_TIME,
-    )
-    handshake_timeout: float = option(
-        10.0,
-        "--handshake-timeout",
-        help="how long a client may take for its PROXY header and TLS handshake together (default: 10s)",
-        **_TIME,
-    )
-    proxy_protocol: bool = option(
-        False,
-        "--proxy-protocol",
-        heads="access",
-        help="every connection begins with a PROXY header, version 1 or 2, that says whose it is",
-    )
-    proxy_allow_from: tuple[str, ...] = option(
-        (),
-        "--proxy-allow-from",
-        help="network whose PROXY headers are believed, others are refused; repeatable (default: this machine)",
-        metavar="CIDR",
-        repeat=True,
-    )
-    allow: tuple[str, ...] = option(
-        (), "--allow", help="network to let in, all others are refused; repeatable", metavar="CIDR", repeat=True
-    )
-    allowfile: tuple[str, ...] = option(
-        (), "--allowfile", help="file with a network to let in on each line", metavar="FILE", repeat=True
-    )
-    deny: tuple[str, ...] = option(
-        (), "--deny", help="network to refuse, whatever --allow says; repeatable", metavar="CIDR", repeat=True
-    )
-    denyfile: tuple[str, ...] = option(
-        (), "--denyfile", help="file with a network to refuse on each line", metavar="FILE", repeat=True
-    )
-    tls_cert: str | None = option(
-        None,
-        "--tls-cert",
-        heads="TLS",
-        help="speak TLS, with the certificate in FILE (PEM), its chain after it",
-        metavar="FILE",
-    )
-    tls_key: str | None = option(
-        None, "--tls-key", help="the certificate's key (PEM; default: in the same file)", metavar="FILE"
-    )
-    tls_password_file: str | None = option(
-        None, "--tls-password-file", help="file whose first line is the key's password", metavar="FILE"
-    )
-    tls_client_ca: str | None = option(
-        None,
-        "--tls-client-ca",
-        help="serve only clients with a certificate that one of the CAs in FILE (PEM) has signed",
-        metavar="FILE",
-    )
-    tls_min_version: str = option(
-        "1.2", "--tls-min-version", help="oldest TLS version to speak (default: %(default)s)", choices=("1.2", "1.3")
-    )
-    tls_reload: bool = option(
-        False, "--tls-reload", help="read the TLS files again when one of them changes; if they are bad, keep the old"
-    )
     graceful_timeout: float = option(
         30.0,
         "--graceful-timeout",
         heads="operation",
         help="how long a stop waits for sessions to end before it cuts them (default: 30s)",
-        **_TIME,
+        **TIME,
+    )
+    status: str | None = option(
+        None,
+        "--status",
+        help="serve health, metrics and a page with live numbers by HTTP at this address (default: nowhere)",
+        metavar="ADDRESS",
     )
     worker_timeout: float = option(
         60.0,
         "--worker-timeout",
         help="how long a worker's start may take, or its accept loop stand still, before it is replaced (default: 60s)",
-        **_TIME,
+        **TIME,
     )
     max_sessions: int | None = option(
-        None, "--max-sessions", help="replace a worker that has had N sessions (default: never)", **_COUNT
+        None, "--max-sessions", help="replace a worker that has had N sessions (default: never)", **COUNT
     )
     max_sessions_jitter: int = option(
         0,
         "--max-sessions-jitter",
         help="let each worker have up to N sessions more, at random, lest all end at once (default: %(default)s)",
-        **{**_COUNT, "least": 0},
+        **{**COUNT, "least": 0},
     )
     log_level: str = option(
         "info",
@@ -314,6 +129,7 @@ class Options:
             raise ConfigError("--workers needs os.fork, which this system does not have; one process is all it can be")
         if self.once and self.workers is not None:
             raise ConfigError("--once and --workers exclude each other: one client needs one process")
+        self._check_status()
         if self.max_sessions is not None and self.workers is None:
             raise ConfigError("--max-sessions is of no use without --workers: nobody would start the next one")
         if self.max_sessions_jitter and self.max_sessions is None:
@@ -322,45 +138,25 @@ class Options:
             if getattr(self, name) and self.tls_cert is None:
                 raise ConfigError(f"--{name.replace('_', '-')} is of no use without --tls-cert")
 
-    @cached_property
-    def rules(self) -> Rules | None:
-        """The networks that may come in, read from ``allow``, ``deny`` and their files; None: all may.
-
-        Raises StartError for a file that cannot be read, ConfigError for what stands in it.
-        """
-        if not (self.allow or self.allowfile or self.deny or self.denyfile):
-            return None
-        from .networks import Rules
-
-        return Rules(self.allow, self.deny, allow_files=self.allowfile, deny_files=self.denyfile)
-
-    @cached_property
-    def trusted_proxies(self) -> Rules:
-        """The networks whose PROXY headers are believed: this machine, where nothing else is said."""
-        from .networks import Rules
-
-        return Rules(self.proxy_allow_from or ("127.0.0.0/8", "::1"))
-
-    @cached_property
-    def certificates(self) -> Certificates | None:
-        """What the TLS files hold, loaded when first asked for; None without TLS. Raises StartError."""
-        if self.tls_cert is None:
-            return None
-        from .certificates import Certificates, TLSFiles
-
-        files = self.tls_cert, self.tls_key, self.tls_password_file, self.tls_client_ca
-        return Certificates(TLSFiles(*files, min_version=self.tls_min_version))
-
-    def load(self) -> None:
-        """Read the files that are named, so that what is wrong with them is told now; they are kept."""
-        _ = self.rules, self.proxy_protocol and self.trusted_proxies, self.certificates
+    def _check_status(self) -> None:
+        try:
+            _ = self.status_addresses
+        except ConfigError as error:
+            raise ConfigError(f"--status {error}") from None
+        if self.status is not None and not hasattr(os, "fork"):
+            raise ConfigError("--status needs os.fork, which this system does not have")
+        if self.status is not None and self.once:
+            raise ConfigError("--once and --status exclude each other: nobody would be there to ask")
 
     @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Where to listen; a ``bind`` without a port takes ``port``, no ``bind`` at all means loopback."""
-        if not self.bind:
-            return tuple(replace(address, port=self.port) for address in LOOPBACK)
-        return tuple(parse_address(text, self.port) for text in self.bind)
+    def status_addresses(self) -> tuple[Address, ...]:
+        """Where the status server is to listen, if at all."""
+        return () if self.status is None else (parse_address(self.status, DEFAULT_STATUS_PORT),)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether sessions run in workers, be it one, with a supervisor."""
+        return self.workers is not None or self.status is not None
 
 
 def option_fields() -> Iterator[Field[Any]]:

@@ -13,13 +13,15 @@ from .addresses import format_peer
 from .interrupts import hold_stops
 from .listeners import BACKLOG, close_listeners, effective_backlog, open_listeners
 from .logs import Event
-from .options import BUILT_IN_MODES, Options, make_options
+from .options import Options, make_options
+from .session_options import BUILT_IN_MODES
 from .sink import Sink, open_sink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .observing import Observation
     from .privileges import Identity
     from .targets import Handler
 
@@ -28,7 +30,7 @@ __all__ = ["check", "serve", "umask_of"]
 #: What the rest of a start and sessions import only if they need it.
 _LATER = (
     *("datetime", "faulthandler", "hashlib", "json", "random", "shlex", "struct"),
-    *(".heartbeat", ".hints", ".proxy", ".running", ".supervisor", ".targets"),
+    *(".heartbeat", ".hints", ".observing", ".proxy", ".running", ".supervisor", ".targets"),
 )
 
 _log = logging.getLogger("stdserve")
@@ -59,17 +61,28 @@ def serve(
         made = _files_to_make(options)
         sink = open_sink(options.output, format=options.format, raw=options.raw)
         try:
-            listeners = open_listeners(options.addresses, unix_mode=options.unix_mode, reuse_port=options.reuse_port)
-            try:
+            with _listening(options) as (listeners, status):
                 if identity is not None:
-                    _become(identity, [*made, *_files_of(listeners)])
+                    _become(identity, [*made, *_files_of([*listeners, *status])])
                     # With no more rights than it will have when workers are renewed.
                     handler = handler or _load_foreign(options)
-                _run(partial(_announce, options, listeners, ready), handler, options, listeners, sink)
-            finally:
-                close_listeners(listeners)
+                _run(partial(_announce, options, listeners, ready), handler, options, listeners, sink, status)
         finally:
             sink.close()
+
+
+@contextmanager
+def _listening(options: Options) -> Iterator[tuple[list[socket.socket], list[socket.socket]]]:
+    """Have the listeners for the length of the block, and those of the status server."""
+    listeners = open_listeners(options.addresses, unix_mode=options.unix_mode, reuse_port=options.reuse_port)
+    try:
+        status = open_listeners(options.status_addresses, unix_mode=options.unix_mode) if options.status else []
+        try:
+            yield listeners, status
+        finally:
+            close_listeners(status)
+    finally:
+        close_listeners(listeners)
 
 
 def check(options: Options) -> None:
@@ -98,7 +111,7 @@ def _load_foreign(options: Options) -> Handler | None:
         return None
     from .targets import check_handler, load_handler
 
-    if options.workers is not None:
+    if options.supervised:
         check_handler(options.handler)  # each of them imports it for itself, anew after each reload
         return None
     return load_handler(options.handler)
@@ -158,12 +171,14 @@ def _run(
     options: Options,
     listeners: Sequence[socket.socket],
     sink: Sink,
+    status: Sequence[socket.socket],
 ) -> None:
-    if options.workers is not None:
+    if options.supervised:
         from .heartbeat import service_heartbeat
         from .running import run_workers
 
-        run_workers(announce, handler, options, listeners, sink, service_heartbeat(listeners))
+        heartbeat = service_heartbeat(listeners)
+        run_workers(announce, handler, options, listeners, sink, heartbeat, _observe(options, listeners, status))
         return
     # Half of the start is still to be done; clients that come meanwhile wait in the backlog, and so does a stop.
     with hold_stops():
@@ -172,6 +187,16 @@ def _run(
         from .running import run_alone
 
         run_alone(handler, options, listeners, sink, heartbeat=service_heartbeat(listeners))
+
+
+def _observe(
+    options: Options, listeners: Sequence[socket.socket], status: Sequence[socket.socket]
+) -> Observation | None:
+    if not status:
+        return None
+    from .observing import Observation  # here, for few servers are asked for numbers
+
+    return Observation(options, status, listeners)
 
 
 def _announce(options: Options, listeners: Sequence[socket.socket], ready: Callable[[list[str]], None] | None) -> None:

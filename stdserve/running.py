@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from types import FrameType
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .certificates import Certificates
+    from .metrics import WorkerCounters
+    from .observing import Observation
     from .worker import Link
 
 __all__ = ["GRACE", "run_alone", "run_workers", "status_of"]
@@ -64,13 +66,14 @@ def run_alone(
     stop_signals: Sequence[int] = STOP_SIGNALS,
     heartbeat: Heartbeat | None = None,
     lifeline: int | None = None,
+    counters: WorkerCounters | None = None,
 ) -> None:
     """Serve in this process until one of ``stop_signals``; raise OutputError when the output takes no more.
 
     With a ``lifeline``, a descriptor, also until that reads EOF.
     """
     heartbeat = heartbeat or Heartbeat()
-    server = create_server(handler or PrintHandler, options=options, listeners=listeners, sink=sink)
+    server = create_server(handler or PrintHandler, options=options, listeners=listeners, sink=sink, counters=counters)
     server.close_on_stop = True
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -94,15 +97,18 @@ def run_workers(
     listeners: Sequence[socket.socket],
     sink: Sink,
     heartbeat: Heartbeat | None = None,
+    observation: Observation | None = None,
 ) -> None:
     """Serve in ``options.workers`` processes, call ``ready()`` when all of them do; raise OutputError, StartError."""
-    from .supervisor import Hooks, Supervisor  # here, for the sake of a quick start without workers
+    from .hooks import Hooks  # here, for the sake of a quick start without workers
+    from .supervisor import Supervisor
 
     heart = heartbeat or Heartbeat()
 
     def work(link: Link) -> int:
         try:
-            _live(link, handler, options, listeners, sink, min(supervisor.beat_seconds, heart.seconds or math.inf))
+            seconds = min(supervisor.beat_seconds, heart.seconds or math.inf)
+            _live(link, handler, options, listeners, sink, seconds, observation)
         except OutputError:
             return _FAILED  # the sink, which the processes share, tells the parent why
         except StdserveError as error:
@@ -118,6 +124,7 @@ def run_workers(
         heart.stopping()
         close_listeners(listeners)
 
+    hooks = Hooks(serving, stopping, heart.reloading, heart.ready, heart.beat, heart.seconds)
     supervisor = Supervisor(
         work,
         options.workers or 1,
@@ -125,9 +132,10 @@ def run_workers(
         timeout=options.worker_timeout,
         fatal=(_FAILED,),
         unstarted=_UNSTARTED,
-        hooks=Hooks(serving, stopping, heart.reloading, heart.ready, heart.beat, heart.seconds),
+        hooks=hooks if observation is None else observation.hooked(hooks),
     )
-    status = supervisor.run()
+    with nullcontext() if observation is None else observation.beside(supervisor.leave):
+        status = supervisor.run()
     if error := sink.error:
         raise error
     if status:
@@ -141,6 +149,7 @@ def _live(
     listeners: Sequence[socket.socket],
     sink: Sink,
     beat_seconds: float,
+    observation: Observation | None,
 ) -> None:
     """Be a worker; after a reload, read all files again that the options name."""
     if link.generation:
@@ -154,8 +163,9 @@ def _live(
 
         most += random.randint(0, options.max_sessions_jitter)
     heartbeat = Heartbeat(link.beat, link.beat, beat_seconds, stopping=link.leave, spent=link.spent, most=most)
+    counters = observation.enter(link.number, heartbeat) if observation is not None else None
     # A worker leaves SIGINT alone: Ctrl-C reaches it too, and would be the first of two signals to stop.
-    run_alone(handler, options, listeners, sink, (signal.SIGTERM,), heartbeat, link.lifeline)
+    run_alone(handler, options, listeners, sink, (signal.SIGTERM,), heartbeat, link.lifeline, counters)
 
 
 def status_of(run: Callable[..., None], *arguments: Any) -> int:

@@ -13,11 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 
 from .children import POLL_SECONDS, Child, fork_child, ignore_signal
+from .hooks import Hooks
 from .logs import Event
 from .rolling import Roll
 from .stacks import log_stacks
@@ -29,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Hooks", "Supervisor"]
+__all__ = ["Supervisor"]
 
 _log = logging.getLogger("stdserve")
 
@@ -44,26 +44,6 @@ FIRST_WAIT = 0.1
 BEATS = 4
 
 
-def _nothing() -> None:
-    """Do nothing."""
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What the supervisor calls: ``ready`` when all workers serve for the first time, ``stopping`` when a stop begins.
-
-    ``reloading`` and ``reloaded`` as a reload begins and ends, be it in vain; ``alive`` every ``alive_seconds``, if
-    they are given, while none of the workers has missed its time.
-    """
-
-    ready: Callable[[], None] = _nothing
-    stopping: Callable[[], None] = _nothing
-    reloading: Callable[[], None] = _nothing
-    reloaded: Callable[[], None] = _nothing
-    alive: Callable[[], None] = _nothing
-    alive_seconds: float | None = None
-
-
 class Supervisor:
     """Keeps ``count`` workers running, each a forked child that calls ``work(link)`` and exits with what it returns.
 
@@ -71,9 +51,10 @@ class Supervisor:
     ``timeout`` seconds, be it at its start, is stuck: its stacks are logged, it is killed and replaced. When
     ``link.lifeline`` ends, so should the worker: there is no supervisor any more.
 
-    Methods for the caller: ``run()``. A status in ``fatal`` means that no other worker would fare better: the
-    rest is stopped and ``run`` returns it. It returns ``unstarted`` if a worker fails before all have served once;
-    ``reason`` says why. Workers that have not ended ``patience`` seconds after they were told to are killed.
+    Methods for the caller: ``run()``, and ``leave()`` in its own children. A status in ``fatal`` means that no other
+    worker would fare better: the rest is stopped and ``run`` returns it. It returns ``unstarted`` if a worker fails
+    before all have served once; ``reason`` says why. Workers that have not ended ``patience`` seconds after they were
+    told to are killed.
 
     Signals: SIGTERM and SIGINT stop, a second one at once; SIGHUP replaces all workers, one by one (but stops
     where it means that the terminal was closed); SIGTTIN and
@@ -140,6 +121,7 @@ class Supervisor:
                 self._check_hearts()
                 self._renew()
                 self._tell()
+                self._hooks.turned(self.numbers)
         finally:
             signal.set_wakeup_fd(wakeup_fd)
             for signum, handler in before.items():
@@ -148,6 +130,11 @@ class Supervisor:
             for fd in self._lifeline:
                 os.close(fd)
         return self._status
+
+    @property
+    def numbers(self) -> set[int]:
+        """The numbers of the workers that there are, those included that are about to end."""
+        return {worker.number for worker in self._workers.values()}
 
     @property
     def _staying(self) -> list[Worker]:
@@ -242,7 +229,7 @@ class Supervisor:
 
     def _start(self) -> None:
         heart, pulse = os.pipe()
-        number = next(n for n in range(len(self._workers) + 1) if n not in {w.number for w in self._workers.values()})
+        number = min(set(range(len(self._workers) + 1)) - self.numbers)
         link = Link(pulse, self._lifeline[0], number, self._roll.generation)
         # Ctrl-C reaches the whole foreground group; what it means is for the supervisor to say.
         handlers: dict[int, Any] = dict.fromkeys(self._handlers, signal.SIG_DFL)
@@ -262,14 +249,19 @@ class Supervisor:
         self._waiter.watch(heart, partial(self._hear, worker))
         _log.debug(Event("worker", f"{child.pid} started"))
 
-    def _live(self, link: Link, heart: int) -> int:
+    def leave(self) -> None:
+        """Close what is the supervisor's own, in a process that was forked from it."""
         self._waiter.close()
         others = self._workers.values()
         fds = [worker.heart for worker in others] + [
             worker.child.fd for worker in others if worker.child.fd is not None
         ]
-        for fd in (self._lifeline[1], heart, *fds):
+        for fd in (self._lifeline[1], *fds):
             os.close(fd)
+
+    def _live(self, link: Link, heart: int) -> int:
+        self.leave()
+        os.close(heart)
         os.set_blocking(link.fd, False)
         link.show_crashes()
         return self._work(link)
@@ -300,6 +292,7 @@ class Supervisor:
             self._waiter.unwatch(worker.heart)
         worker.bury()
         del self._workers[worker.child.pid]
+        self._hooks.ended(worker.number, bool(status) and not self._stopping and (worker.stuck or not worker.told))
         self._mourn(worker, status)
 
     def _mourn(self, worker: Worker, status: int) -> None:

@@ -65,7 +65,7 @@ def serving(
     try:
         listeners = open_listeners(options.addresses, unix_mode=options.unix_mode, reuse_port=options.reuse_port)
         try:
-            run = _apart if options.workers is not None or server_class(options.mode).forks else _beside
+            run = _apart if options.supervised or server_class(options.mode).forks else _beside
             with run(handler, options, listeners, sink) as server:
                 yield server
         finally:
@@ -99,7 +99,7 @@ def _beside(handler: Handler, options: Options, listeners: Sequence[socket.socke
 
 @contextmanager
 def _apart(handler: Handler, options: Options, listeners: Sequence[socket.socket], sink: Sink) -> Iterator[Serving]:
-    run = partial(run_workers, _no_one) if options.workers is not None else run_alone
+    run = partial(run_workers, _no_one) if options.supervised else run_alone
     live = partial(status_of, run, handler, options, listeners, sink)
     child = fork_child(live, {signal.SIGINT: ignore_signal}, born=lambda child: None)
     server = Serving(listeners, None)

@@ -74,7 +74,7 @@ class Worker:
 
     ``born`` and ``heard`` are times (monotonic). It ``serves`` once it said so; ``spent`` is one that wants to be
     replaced. One that is ``leaving`` does not count any more, and is killed at ``deadline``; it was ``told`` to leave
-    unless it does so by itself.
+    unless it does so by itself. One that is ``stuck`` was told the hard way.
     """
 
     def __init__(self, child: Child, heart: int, number: int, generation: int) -> None:
@@ -84,7 +84,7 @@ class Worker:
         self.number = number
         self.generation = generation
         self.born = self.heard = time.monotonic()
-        self.serves = self.spent = self.leaving = self.told = False
+        self.serves = self.spent = self.leaving = self.told = self.stuck = False
         self.deadline: float | None = None
         self._text = b""
 
@@ -135,7 +135,7 @@ class Worker:
 
     def abort(self) -> None:
         """Have it show where it is stuck, and end."""
-        self.told = True
+        self.told = self.stuck = True
         self.deadline = None
         self.child.kill(signal.SIGABRT)
         self.leave_within(DUMP_SECONDS)

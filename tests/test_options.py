@@ -56,6 +56,7 @@ SETTINGS: dict[str, tuple[list[str], Any]] = {
     "tls_client_ca": (["--tls-client-ca", "ca.pem"], "ca.pem"),
     "tls_min_version": (["--tls-min-version", "1.3"], "1.3"),
     "tls_reload": (["--tls-reload"], True),
+    "status": (["--status", "127.0.0.1:0"], "127.0.0.1:0"),
     "worker_timeout": (["--worker-timeout", "10s"], 10.0),
     "max_sessions": (["--max-sessions", "1000"], 1000),
     "max_sessions_jitter": (["--max-sessions-jitter", "50"], 50),
