@@ -324,6 +324,9 @@ def test_the_command_of_the_pod_is_one_that_we_take() -> None:
     sleep = number(r'command: \[sleep, "(\d+)"\]', pod)
     assert number(r"terminationGracePeriodSeconds: (\d+)$", pod) > sleep + options.graceful_timeout
     assert {options.addresses[0].port} == {number(rf"{word}: (\d+)\W", pod) for word in ("containerPort", " port")}
+    (status,) = options.status_addresses
+    assert status.port == number(r"name: status, containerPort: (\d+)\W", pod)
+    assert {"/healthz", "/readyz"} == set(re.findall(r"httpGet: {path: (\S+), port: status}", pod))
 
 
 def number(pattern: str, text: str) -> int:
