@@ -25,8 +25,9 @@ class Hooks:
     """What the supervisor calls: ``ready`` when all workers serve for the first time, ``stopping`` when a stop begins.
 
     ``reloading`` and ``reloaded`` as a reload begins and ends, be it in vain; ``alive`` every ``alive_seconds``, if
-    they are given, while none of the workers has missed its time; ``turned(numbers)``, those of all workers, whenever
-    it has looked after them; ``ended(number, died)`` when one is no more: ``died`` if nobody had asked it to end.
+    they are given, while none of the workers has missed its time; ``reopen`` when files were rotated, in each worker
+    too; ``turned(numbers)``, those of all workers, whenever it has looked after them; ``ended(number, died)`` when one
+    is no more: ``died`` if nobody had asked it to end.
     """
 
     ready: Callable[[], None] = _nothing
@@ -35,5 +36,6 @@ class Hooks:
     reloaded: Callable[[], None] = _nothing
     alive: Callable[[], None] = _nothing
     alive_seconds: float | None = None
+    reopen: Callable[[], None] = _nothing
     turned: Callable[[Collection[int]], None] = _no_turn
     ended: Callable[[int, bool], None] = _no_end

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Event", "JsonFormatter", "TextFormatter", "log_to", "reopen_file"]
+__all__ = ["Event", "JsonFormatter", "TextFormatter", "log_to", "reopen_file", "reopen_logs"]
 
 _LOGGER = logging.getLogger("stdserve")
 
@@ -132,6 +132,13 @@ def _on_terminal() -> bool:
         return sys.stderr.isatty()
     except (AttributeError, ValueError):
         return False  # None, closed
+
+
+def reopen_logs() -> None:
+    """Go on in the file that has the log's name now, where the log goes to a file; each process for itself."""
+    for handler in _LOGGER.handlers:
+        if isinstance(handler, logging.FileHandler):
+            reopen_file(handler.stream.fileno(), handler.baseFilename)
 
 
 def reopen_file(fd: int, path: str) -> bool:

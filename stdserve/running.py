@@ -24,7 +24,7 @@ from .handlers import PrintHandler
 from .heartbeat import Heartbeat
 from .interrupts import STOP_SIGNALS, StopNow, let_stops
 from .listeners import close_listeners
-from .logs import Event
+from .logs import Event, reopen_logs
 from .mixin import ServerMixin
 from .options import Options
 from .sink import Sink
@@ -35,7 +35,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .certificates import Certificates
     from .metrics import WorkerCounters
     from .observing import Observation
     from .worker import Link
@@ -79,8 +78,7 @@ def run_alone(
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
         with ExitStack() as stack:
-            stack.enter_context(_signal_reloads(options.certificates, heartbeat))
-            stack.enter_context(_signal_shows_stacks(server))
+            stack.enter_context(_signal_services(server, heartbeat))
             stack.enter_context(_signals_stop(server, stop_signals, heartbeat.stopping))  # lets them come
             if lifeline is not None:
                 _stop_at_the_end_of(lifeline, server)
@@ -124,7 +122,8 @@ def run_workers(
         heart.stopping()
         close_listeners(listeners)
 
-    hooks = Hooks(serving, stopping, heart.reloading, heart.ready, heart.beat, heart.seconds)
+    reopen = partial(_reopen, sink)
+    hooks = Hooks(serving, stopping, heart.reloading, heart.ready, heart.beat, heart.seconds, reopen)
     supervisor = Supervisor(
         work,
         options.workers or 1,
@@ -213,41 +212,53 @@ def _signals_stop(server: ServerMixin, stop_signals: Sequence[int], stopping: Ca
             signal.signal(number, handler)
 
 
+def _reopen(sink: Sink) -> None:
+    sink.reopen()
+    reopen_logs()
+    _log.debug(Event("reopened", f"files of {os.getpid()}"))
+
+
 @contextmanager
-def _signal_reloads(certificates: Certificates | None, heartbeat: Heartbeat) -> Iterator[None]:
-    """Let SIGHUP read the certificates again; where there are none, it means the end of the terminal, as ever."""
-    if certificates is None or not hasattr(signal, "SIGHUP"):
+def _on_signal(name: str, handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have ``handle`` called for the signal ``name`` for the length of the block, on a system that has it."""
+    number = getattr(signal, name, None)
+    if number is None:  # pragma: no cover - Windows has few
         yield
         return
-
-    def reload(signum: int, frame: FrameType | None) -> None:
-        heartbeat.reloading()
-        certificates.reload()
-        heartbeat.ready()
-
-    before = signal.signal(signal.SIGHUP, reload)
+    before = signal.signal(number, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 @contextmanager
-def _signal_shows_stacks(server: ServerMixin) -> Iterator[None]:
-    """Let SIGUSR1 write the stack of every thread to the log, those of processes in which sessions run too."""
-    if not hasattr(signal, "SIGUSR1"):  # pragma: no cover - Windows has no such signal
-        yield
-        return
+def _signal_services(server: ServerMixin, heartbeat: Heartbeat) -> Iterator[None]:
+    """Let SIGHUP read the certificates again, SIGUSR1 show all stacks, SIGUSR2 open rotated files again.
+
+    Without certificates, SIGHUP means the end of the terminal, as ever. Forked sessions are told, too.
+    """
+
+    def reload(signum: int, frame: FrameType | None) -> None:
+        heartbeat.reloading()
+        if server.options.certificates is not None:
+            server.options.certificates.reload()
+        heartbeat.ready()
 
     def show(signum: int, frame: FrameType | None) -> None:
         log_stacks(signum, frame)
         server.signal_sessions(signum)
 
-    before = signal.signal(signal.SIGUSR1, show)
-    try:
+    def reopen(signum: int, frame: FrameType | None) -> None:
+        _reopen(server.sink)
+        server.signal_sessions(signum)
+
+    with ExitStack() as handlers:
+        if server.options.certificates is not None:
+            handlers.enter_context(_on_signal("SIGHUP", reload))
+        handlers.enter_context(_on_signal("SIGUSR1", show))
+        handlers.enter_context(_on_signal("SIGUSR2", reopen))
         yield
-    finally:
-        signal.signal(signal.SIGUSR1, before)
 
 
 def _stop_at_the_end_of(lifeline: int, server: ServerMixin) -> None:

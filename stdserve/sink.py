@@ -18,6 +18,7 @@ import sys
 import threading
 
 from .errors import OutputError, StartError
+from .logs import reopen_file
 
 try:
     import fcntl
@@ -48,7 +49,9 @@ def open_sink(path: str | None = None, *, format: str = "text", raw: bool = Fals
         if path is None:
             return Sink(STDOUT, name, format=format, raw=raw)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        return Sink(fd, name, format=format, raw=raw)
+        sink = Sink(fd, name, format=format, raw=raw)
+        sink.path = path
+        return sink
     except OSError as error:
         raise StartError(f"cannot write to {name}: {error.strerror}") from None
 
@@ -64,6 +67,8 @@ class Sink:
     def __init__(self, fd: int, name: str = "the output", *, format: str = "text", raw: bool = False) -> None:
         """Write to ``fd``, called ``name`` in messages; raises OSError if it is not open."""
         self.name = name
+        #: The file that the sink opened by its name, if it did.
+        self.path: str | None = None
         self._fd = fd
         self._format = {"text": _as_text, "peer": _as_peer, "json": _as_json}[format]
         self._raw = raw
@@ -87,6 +92,11 @@ class Sink:
         """Why the output takes no more, whichever process found out; None while it works."""
         code = int.from_bytes(self._failed[:4], sys.byteorder)
         return self._error_of(code) if code else None
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now, after a rotation renamed this one; each process for itself."""
+        if self.path is not None and self._fd >= 0:
+            reopen_file(self._fd, self.path)
 
     def close(self) -> None:
         """Give back what the sink opened; standard output stays open."""

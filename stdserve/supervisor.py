@@ -58,7 +58,7 @@ class Supervisor:
 
     Signals: SIGTERM and SIGINT stop, a second one at once; SIGHUP replaces all workers, one by one (but stops
     where it means that the terminal was closed); SIGTTIN and
-    SIGTTOU make them one more or one fewer; SIGUSR1 has each log its stacks.
+    SIGTTOU make them one more or one fewer; SIGUSR1 has each log its stacks, SIGUSR2 open its files again.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Supervisor:
             signal.SIGTTIN: self._handle_ttin,
             signal.SIGTTOU: self._handle_ttou,
             signal.SIGUSR1: self._handle_usr1,
+            signal.SIGUSR2: self._handle_usr2,
         }
 
     def run(self) -> int:
@@ -174,6 +175,10 @@ class Supervisor:
     def _handle_usr1(self) -> None:
         self._pass_on(signal.SIGUSR1)
 
+    def _handle_usr2(self) -> None:
+        self._hooks.reopen()
+        self._pass_on(signal.SIGUSR2)
+
     def _pass_on(self, signum: int) -> None:
         for worker in self._workers.values():
             worker.child.kill(signum)
@@ -233,7 +238,8 @@ class Supervisor:
         link = Link(pulse, self._lifeline[0], number, self._roll.generation)
         # Ctrl-C reaches the whole foreground group; what it means is for the supervisor to say.
         handlers: dict[int, Any] = dict.fromkeys(self._handlers, signal.SIG_DFL)
-        handlers.update({signal.SIGINT: ignore_signal, signal.SIGHUP: ignore_signal, signal.SIGUSR1: log_stacks})
+        handlers.update(dict.fromkeys((signal.SIGINT, signal.SIGHUP), ignore_signal))
+        handlers.update({signal.SIGUSR1: log_stacks, signal.SIGUSR2: lambda *_: self._hooks.reopen()})
         try:
             fork_child(partial(self._live, link, heart), handlers, partial(self._write_down, link, heart))
         except OSError:

@@ -8,13 +8,15 @@ import logging
 import os
 import pty
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import ServerProcess, exchange
+from processes import ServerProcess, connect, eventually, exchange
+from test_modes import MODES
 
 from stdserve.errors import StartError
 from stdserve.logs import Event, JsonFormatter, TextFormatter, log_to, reopen_file
@@ -192,3 +194,31 @@ def test_a_log_file_keeps_standard_error_free(tmp_path: Path) -> None:
         assert 0 == server.stop()
         assert [] == server.log
     assert re.search(r"INFO \d+ stopped finished=0 cut=0\n\Z", (tmp_path / "log").read_text())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sigusr2_opens_rotated_files_again(mode: str, tmp_path: Path) -> None:
+    """The output and the log, in every process; a session that is open goes on in the new file."""
+    output, log = tmp_path / "output", tmp_path / "log"
+    words = [*MODES[mode], "-b", "127.0.0.1:0", "-o", str(output), "--log-file", str(log), "--log-format", "text"]
+    with ServerProcess(*words, port=None) as server:
+        eventually(lambda: log.exists() and "try" in log.read_text())
+        match = re.search(r"listening on 127\.0\.0\.1:(\d+) ", log.read_text())
+        assert match is not None
+        address = ("127.0.0.1", int(match[1]))
+        with connect(address) as client:
+            client.sendall(b"before\n")
+            eventually(lambda: b"before\n" == output.read_bytes())
+            for path in (output, log):
+                path.rename(f"{path}.1")
+            server.process.send_signal(signal.SIGUSR2)
+
+            def moved() -> bool:
+                client.sendall(b"line\n")
+                return output.exists() and b"line\n" in output.read_bytes()
+
+            eventually(moved)
+        assert 0 == server.stop()
+        assert "stopped" in log.read_text()
+        assert "stopped" not in Path(f"{log}.1").read_text()
+        assert [] == server.log

@@ -334,17 +334,18 @@ def test_every_signal_of_the_table_does_what_it_says(words: list[str], authority
     table = TEXT.partition("| signal | with `--workers` | without |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| (`SIG.*) \| (.*) \| (.*) \|$", table, re.MULTILINE)
     told = {name: row[1 if words else 2] for row in rows for name in re.findall(r"`(SIG\w+)`", row[0])}
-    assert {"SIGTERM", "SIGINT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1"} == set(told)
+    assert {"SIGTERM", "SIGINT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR1", "SIGUSR2"} == set(told)
     does = {
         "SIGHUP": "^reloaded workers=2" if words else "^reload certificate=",
         "SIGTTIN": "^workers count=3",
         "SIGTTOU": "^workers count=2",
         "SIGUSR1": "^stack pid=.* thread=MainThread: ",
+        "SIGUSR2": "^reopened files of ",
     }
     pair = authority.pair()
     tls = ["--tls-cert", pair.certfile, "--tls-key", str(pair.keyfile)]
     for stop in ("SIGTERM", "SIGINT"):
-        with ServerProcess(*words, *tls) as server:
+        with ServerProcess(*words, *tls, "--log-level", "debug") as server:
             server.wait_for_log("^listening")
             for name, line in does.items():
                 if told[name] != "not used":
