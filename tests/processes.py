@@ -192,8 +192,12 @@ def reset(client: socket.socket) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the pids of the child processes of ``pid`` (Linux)."""
-    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+    """Return the pids of the child processes of ``pid``, none if it has gone (Linux)."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            found += Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
+    return [int(word) for word in found]
 
 
 def descendants_of(pid: int) -> list[int]:
