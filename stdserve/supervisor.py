@@ -56,9 +56,9 @@ class Supervisor:
     before all have served once; ``reason`` says why. Workers that have not ended ``patience`` seconds after they were
     told to are killed.
 
-    Signals: SIGTERM and SIGINT stop, a second one at once; SIGHUP replaces all workers, one by one (but stops
-    where it means that the terminal was closed); SIGTTIN and
-    SIGTTOU make them one more or one fewer; SIGUSR1 has each log its stacks, SIGUSR2 open its files again.
+    Signals: SIGTERM and SIGINT stop, a second one at once; SIGHUP replaces all workers, one by one (but stops where it
+    means that the terminal was closed); SIGTTIN and SIGTTOU make them one more or one fewer; SIGUSR1 has each log its
+    stacks, SIGUSR2 open its files again.
     """
 
     def __init__(

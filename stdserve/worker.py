@@ -149,6 +149,7 @@ class Worker:
 
     def bury(self) -> None:
         """Hear its last words and close the pipe, once it has ended."""
-        while self._read():
-            pass
+        heard: bytes | None = b"?"
+        while heard:
+            heard = self._read()
         os.close(self.heart)

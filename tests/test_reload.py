@@ -337,7 +337,7 @@ class Load:
         else:
             self.failed.append((why, reply))
 
-    def go_on(self, sessions: int = 20) -> None:
+    def go_on(self, sessions: int = 8) -> None:
         """Return when that many more have been answered."""
         goal = self.answered + sessions
         eventually(lambda: self.answered >= goal)
