@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from .children import fork_child, ignore_signal
@@ -31,11 +31,14 @@ class Serving:
 
     ``addresses`` are its (host, port) pairs, for a UNIX socket the text ``unix:PATH``, ``address`` the first, all as
     ``Client`` takes them; ``server`` is the server object where it runs in this process, None where it runs in its
-    own (mode fork, or workers).
+    own (mode fork, workers, or with ``status``). ``status`` are the addresses at which it tells how it is.
     """
 
-    def __init__(self, listeners: Sequence[socket.socket], server: ServerMixin | None) -> None:
+    def __init__(
+        self, listeners: Sequence[socket.socket], server: ServerMixin | None, status: Sequence[socket.socket] = ()
+    ) -> None:
         self.addresses: list[tuple[str, int] | str] = [address_of(listener) for listener in listeners]
+        self.status: list[tuple[str, int] | str] = [address_of(listener) for listener in status]
         self.server = server
 
     @property
@@ -63,13 +66,15 @@ def serving(
     handler = handler or load_handler(options.handler)
     sink = open_sink(options.output, format=options.format, raw=options.raw)
     try:
-        listeners = open_listeners(options.addresses, unix_mode=options.unix_mode, reuse_port=options.reuse_port)
-        try:
-            run = _apart if options.supervised or server_class(options.mode).forks else _beside
-            with run(handler, options, listeners, sink) as server:
-                yield server
-        finally:
-            close_listeners(listeners)
+        with ExitStack() as stack:
+            listeners = open_listeners(options.addresses, unix_mode=options.unix_mode, reuse_port=options.reuse_port)
+            stack.callback(close_listeners, listeners)
+            status = open_listeners(options.status_addresses, unix_mode=options.unix_mode) if options.status else []
+            stack.callback(close_listeners, status)
+            if options.supervised or server_class(options.mode).forks:
+                yield stack.enter_context(_apart(handler, options, listeners, sink, status))
+            else:
+                yield stack.enter_context(_beside(handler, options, listeners, sink))
     finally:
         sink.close()
 
@@ -98,12 +103,23 @@ def _beside(handler: Handler, options: Options, listeners: Sequence[socket.socke
 
 
 @contextmanager
-def _apart(handler: Handler, options: Options, listeners: Sequence[socket.socket], sink: Sink) -> Iterator[Serving]:
-    run = partial(run_workers, _no_one) if options.supervised else run_alone
+def _apart(
+    handler: Handler,
+    options: Options,
+    listeners: Sequence[socket.socket],
+    sink: Sink,
+    status: Sequence[socket.socket],
+) -> Iterator[Serving]:
+    observation = None
+    if status:
+        from .observing import Observation  # here, for few tests want it
+
+        observation = Observation(options, status, listeners)
+    run = partial(run_workers, _no_one, observation=observation) if options.supervised else run_alone
     live = partial(status_of, run, handler, options, listeners, sink)
     child = fork_child(live, {signal.SIGINT: ignore_signal}, born=lambda child: None)
-    server = Serving(listeners, None)
-    leave_listeners(listeners)
+    server = Serving(listeners, None, status)
+    leave_listeners([*listeners, *status])
     try:
         yield server
     finally:

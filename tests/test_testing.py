@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import DEADLINE, connect, exchange, read_all
+from processes import DEADLINE, connect, eventually, exchange, read_all
 
 from stdserve import (
     ConfigError,
+    EchoHandler,
     LineHandler,
     Options,
     OutputError,
@@ -131,3 +132,17 @@ def test_wrong_settings_are_told_before_anything_is_opened() -> None:
     with pytest.raises(StartError), serving(bind="192.0.2.1:0"):
         pass
     assert issubclass(StartError, StdserveError)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+@pytest.mark.parametrize("mode", ["thread", "fork"])
+def test_a_server_that_tells_how_it_is_says_where(mode: str) -> None:
+    """For tests of what an operator will see."""
+    with serving(EchoHandler, mode, status="127.0.0.1:0") as server:
+        assert b"word\n" == exchange(server.address, b"word\n")
+        ((host, port),) = server.status
+
+        def told() -> bytes:
+            return exchange((host, port), b"GET /metrics HTTP/1.0\r\n\r\n", half_close=False)
+
+        eventually(lambda: b'\nstdserve_sessions_ended_total{reason="eof"} 1\n' in told())
