@@ -17,7 +17,7 @@ __all__ = ["STOP_SIGNALS", "StopNow", "breaks_off", "hold_stops", "let_stops", "
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 #: These, and the others that a server handles: what comes while it starts would end the process.
-_HELD = (*STOP_SIGNALS, *(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)))
+_HELD = (*STOP_SIGNALS, *(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)))
 
 
 class StopNow(KeyboardInterrupt):

@@ -137,7 +137,7 @@ def _on_terminal() -> bool:
 def reopen_logs() -> None:
     """Go on in the file that has the log's name now, where the log goes to a file; each process for itself."""
     for handler in _LOGGER.handlers:
-        if isinstance(handler, logging.FileHandler):
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
             reopen_file(handler.stream.fileno(), handler.baseFilename)
 
 

@@ -108,18 +108,18 @@ def _apart(
     options: Options,
     listeners: Sequence[socket.socket],
     sink: Sink,
-    status: Sequence[socket.socket],
+    told: Sequence[socket.socket],
 ) -> Iterator[Serving]:
     observation = None
-    if status:
+    if told:
         from .observing import Observation  # here, for few tests want it
 
-        observation = Observation(options, status, listeners)
+        observation = Observation(options, told, listeners)
     run = partial(run_workers, _no_one, observation=observation) if options.supervised else run_alone
     live = partial(status_of, run, handler, options, listeners, sink)
     child = fork_child(live, {signal.SIGINT: ignore_signal}, born=lambda child: None)
-    server = Serving(listeners, None, status)
-    leave_listeners([*listeners, *status])
+    server = Serving(listeners, None, told)
+    leave_listeners([*listeners, *told])
     try:
         yield server
     finally:

@@ -140,9 +140,9 @@ def test_a_server_that_tells_how_it_is_says_where(mode: str) -> None:
     """For tests of what an operator will see."""
     with serving(EchoHandler, mode, status="127.0.0.1:0") as server:
         assert b"word\n" == exchange(server.address, b"word\n")
-        ((host, port),) = server.status
+        (place,) = server.status
 
         def told() -> bytes:
-            return exchange((host, port), b"GET /metrics HTTP/1.0\r\n\r\n", half_close=False)
+            return exchange(place, b"GET /metrics HTTP/1.0\r\n\r\n", half_close=False)
 
         eventually(lambda: b'\nstdserve_sessions_ended_total{reason="eof"} 1\n' in told())
