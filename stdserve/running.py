@@ -123,8 +123,8 @@ def run_workers(
         heart.stopping()
         close_listeners(listeners)
 
-    reopen = partial(_reopen, sink)
-    hooks = Hooks(serving, stopping, heart.reloading, heart.ready, heart.beat, heart.seconds, reopen)
+    told = heart.reloading, heart.ready, heart.beat, heart.seconds
+    hooks = Hooks(serving, stopping, *told, partial(_reopen, sink))
     supervisor = Supervisor(
         work,
         options.workers or 1,
@@ -136,10 +136,8 @@ def run_workers(
     )
     with nullcontext() if observation is None else observation.beside(supervisor.leave):
         status = supervisor.run()
-    if error := sink.error:
-        raise error
-    if status:
-        raise StartError(f"a worker could not start: {supervisor.reason}")
+    if sink.error or status:
+        raise sink.error or StartError(f"a worker could not start: {supervisor.reason}")
 
 
 def _live(

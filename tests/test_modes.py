@@ -81,8 +81,13 @@ class Running:
         return peer_of(client)
 
     def opened(self) -> int:
-        """How many sessions the log has seen so far; what is asked before a client connects."""
-        return len([line for line in self.process.log if line.startswith("open ")])
+        """How many sessions the log has seen, once all of them are over; what is asked before a client connects."""
+
+        def lines(word: str) -> int:
+            return len([line for line in self.process.log if line.startswith(word)])
+
+        eventually(lambda: lines("open ") == lines("close "))
+        return lines("open ")
 
     def wait_for_session(self, client: socket.socket, opened: int) -> None:
         """Return when one more than that has been seen, of this client."""

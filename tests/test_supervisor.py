@@ -128,12 +128,12 @@ def test_ready_is_told_once_when_the_last_of_all_workers_serves() -> None:
         "    link.beat()\n"
         "    print('serves', flush=True)\n"
         "    signal.pause()\n"
-        "signal.signal(signal.SIGUSR2, lambda *_: os.write(writer, b'xx'))\n"
+        "signal.signal(signal.SIGVTALRM, lambda *_: os.write(writer, b'xx'))\n"
     )
     with script(work, count=3) as supervisor:
         eventually(lambda: supervisor.output.count(b"serves") == 2)
         assert b"ready" not in supervisor.output
-        supervisor.process.send_signal(signal.SIGUSR2)
+        supervisor.process.send_signal(signal.SIGVTALRM)
         supervisor.wait_for_output(b"ready\n")
         os.kill(children_of(supervisor.pid)[0], signal.SIGKILL)
         eventually(lambda: supervisor.output.count(b"serves") == 4)
@@ -566,7 +566,7 @@ def test_where_no_worker_can_be_started_it_is_tried_again() -> None:
         "least, most = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "def limit(*_): resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))\n"
         "def unlimit(*_): resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))\n"
-        "signal.signal(signal.SIGUSR2, limit)\n"
+        "signal.signal(signal.SIGVTALRM, limit)\n"
         "signal.signal(signal.SIGWINCH, unlimit)\n"
         "def work(link):\n"
         "    link.beat()\n"
@@ -574,7 +574,7 @@ def test_where_no_worker_can_be_started_it_is_tried_again() -> None:
     )
     with script(work, count=2) as supervisor:
         supervisor.wait_for_output(b"ready\n")
-        supervisor.process.send_signal(signal.SIGUSR2)
+        supervisor.process.send_signal(signal.SIGVTALRM)
         limits = Path(f"/proc/{supervisor.pid}/limits")
         eventually(lambda: "Max open files            3 " in limits.read_text())
         os.kill(children_of(supervisor.pid)[0], signal.SIGKILL)
