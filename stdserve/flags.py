@@ -80,7 +80,7 @@ def parse_workers(text: str) -> int:
         return parse_count(text)
     import os  # here, for few ask
 
-    if hasattr(os, "process_cpu_count"):  # from Python 3.13 on; it heeds PYTHON_CPU_COUNT too
+    if hasattr(os, "process_cpu_count"):  # pragma: no cover - Python 3.13 and later; it heeds PYTHON_CPU_COUNT too
         return os.process_cpu_count() or 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

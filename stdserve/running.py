@@ -36,6 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .certificates import Certificates
     from .metrics import WorkerCounters
     from .observing import Observation
     from .worker import Link
@@ -211,6 +212,12 @@ def _signals_stop(server: ServerMixin, stop_signals: Sequence[int], stopping: Ca
             signal.signal(number, handler)
 
 
+def _reload(certificates: Certificates, heartbeat: Heartbeat, signum: int, frame: FrameType | None) -> None:
+    heartbeat.reloading()
+    certificates.reload()
+    heartbeat.ready()
+
+
 def _reopen(sink: Sink) -> None:
     sink.reopen()
     reopen_logs()
@@ -238,12 +245,6 @@ def _signal_services(server: ServerMixin, heartbeat: Heartbeat) -> Iterator[None
     Without certificates, SIGHUP means the end of the terminal, as ever. Forked sessions are told, too.
     """
 
-    def reload(signum: int, frame: FrameType | None) -> None:
-        heartbeat.reloading()
-        if server.options.certificates is not None:
-            server.options.certificates.reload()
-        heartbeat.ready()
-
     def show(signum: int, frame: FrameType | None) -> None:
         log_stacks(signum, frame)
         server.signal_sessions(signum)
@@ -253,8 +254,8 @@ def _signal_services(server: ServerMixin, heartbeat: Heartbeat) -> Iterator[None
         server.signal_sessions(signum)
 
     with ExitStack() as handlers:
-        if server.options.certificates is not None:
-            handlers.enter_context(_on_signal("SIGHUP", reload))
+        if (certificates := server.options.certificates) is not None:
+            handlers.enter_context(_on_signal("SIGHUP", partial(_reload, certificates, heartbeat)))
         handlers.enter_context(_on_signal("SIGUSR1", show))
         handlers.enter_context(_on_signal("SIGUSR2", reopen))
         yield

@@ -582,3 +582,24 @@ def test_closing_a_server_that_serves_stops_it_first(server_class: type[ServerMi
     assert not thread.is_alive()
     assert -1 == server.socket.fileno()
     server.server_close()
+
+
+@both
+def test_a_connection_that_was_never_admitted_can_be_served(
+    server_class: type[ServerMixin], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By whoever calls run_session with it; what its handler raises is logged, and it is closed."""
+
+    class Picky(Upper):
+        def line_received(self, line: str) -> str:
+            return {"good": "GOOD"}[line]
+
+    with server_class(LOCAL, Picky) as server:
+        for line, answer in ((b"good\n", b"GOOD\n"), (b"bad\n", b"")):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                theirs.sendall(line)
+                theirs.shutdown(socket.SHUT_WR)
+                server.run_session(ours, ("192.0.2.1", 1))
+                assert answer == theirs.recv(100)
+    assert 1 == len([record for record in caplog.records if record.exc_info])

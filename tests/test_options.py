@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -350,3 +351,10 @@ def test_what_is_no_mode_is_quoted_back(text: str) -> None:
         parse_mode(text)
 
     assert str(caught.value).endswith(repr(text))
+
+
+def test_status_needs_a_system_that_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that tells it stands beside the others."""
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(ConfigError, match="--status needs os.fork"):
+        Options(status="127.0.0.1:0")

@@ -7,6 +7,7 @@ import re
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,8 +15,11 @@ import pytest
 from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all, reset
 from test_modes import MODES
 
-from stdserve import LineHandler, serving
+from stdserve import LineHandler, Options, serving
+from stdserve.access import Admission
+from stdserve.preamble import Preamble
 from stdserve.proxy import encode_v1, encode_v2
+from stdserve.waiting import Waiter
 
 BEHIND_A_PROXY = ["--proxy-protocol", "--format", "peer"]
 HERE = ("192.0.2.80", 80)
@@ -205,3 +209,14 @@ def test_an_unmodified_handler_finds_the_client_where_it_looks() -> None:
         client.sendall(encode_v1(("192.0.2.1", 1), HERE) + b"hello ")
         client.shutdown(socket.SHUT_WR)
         assert b"hello 192.0.2.1" == read_all(client)
+
+
+def test_a_peer_that_has_gone_is_not_waited_for() -> None:
+    """There is nobody to read why it is refused."""
+    options, waiter = Options(proxy_protocol=True), Waiter()
+    preamble = Preamble(options, Admission(options, 1, waiter, socket.socket.close))
+    started = time.monotonic()
+    with socket.socket() as gone:
+        preamble._part(gone, b"", started + 2 * DEADLINE)
+    assert time.monotonic() - started < DEADLINE
+    waiter.close()

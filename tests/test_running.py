@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from processes import DEADLINE, ServerProcess, connect, read_all
 
+from stdserve.errors import OutputError, StartError
+from stdserve.running import status_of
+
 
 def test_serve_puts_the_callers_signal_handlers_back() -> None:
     """Also after the second signal, and the alarm of the deadline is off."""
@@ -74,3 +77,14 @@ def test_an_idle_client_does_not_hold_up_the_end_of_the_process() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
     assert (0, "") == (result.returncode, result.stderr)
     assert os.name == "posix"
+
+
+def test_the_status_of_a_process_says_what_ended_its_server(caplog: pytest.LogCaptureFixture) -> None:
+    """What the sink knows needs no words; the other reasons are in the log."""
+
+    def end(error: Exception | None) -> None:
+        if error is not None:
+            raise error
+
+    assert [0, 1, 3] == [status_of(end, error) for error in (None, OutputError("full"), StartError("taken"))]
+    assert ["error taken"] == caplog.messages

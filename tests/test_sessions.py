@@ -227,3 +227,18 @@ def test_lingering_is_over_at_once_where_nothing_is_left_to_do(pair: tuple[socke
     linger(ours, 10 * DEADLINE)
 
     assert time.monotonic() - before < DEADLINE
+
+
+def test_what_was_asked_of_a_session_holds_for_the_socket_it_moves_to() -> None:
+    """A drain or a cut that comes just before the handshake is not lost."""
+    first, second = socket.socketpair()
+    third, fourth = socket.socketpair()
+    with first, second, third, fourth:
+        session = Session(first, ("192.0.2.1", 1))
+        session.end_input()
+        session.move_to(third)
+        assert third is session.request
+        assert b"" == third.recv(1)
+        session.cut(EndReason.CUT)
+        session.move_to(first)
+        assert b"" == second.recv(1)
