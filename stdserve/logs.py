@@ -118,13 +118,48 @@ def log_to(path: str | None, form: str | None, level: str) -> Iterator[bool]:
         _LOGGER.setLevel(level_before)
 
 
+class _DescriptorHandler(logging.Handler):
+    """Writes each record to a descriptor, a line at a time and nothing kept back.
+
+    A signal handler may log while the main thread does: the buffer of a stream would refuse it ("reentrant call").
+    What cannot be written is dropped: there is nobody to be told. ``path`` is the file that the handler opened.
+    """
+
+    def __init__(self, fd: int, path: str | None) -> None:
+        super().__init__()
+        self.fd = fd
+        self.path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
+        try:
+            while line:
+                line = line[os.write(self.fd, line) :]
+        except OSError:
+            pass  # full, closed, its reader gone
+
+    def close(self) -> None:
+        super().close()
+        if self.path is not None:
+            os.close(self.fd)
+
+
 def _handler_for(path: str | None) -> logging.Handler:
     if path is None:
-        return logging.StreamHandler()
+        fd = _descriptor_of_stderr()
+        return logging.NullHandler() if fd is None else _DescriptorHandler(fd, None)
     try:
-        return logging.FileHandler(path, encoding="utf-8")
+        return _DescriptorHandler(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), path)
     except OSError as error:
         raise StartError(f"cannot write the log to {path}: {error.strerror}") from None
+
+
+def _descriptor_of_stderr() -> int | None:
+    try:
+        sys.stderr.flush()  # what was said before comes first
+        return sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None  # None, broken, closed
 
 
 def _on_terminal() -> bool:
@@ -137,8 +172,8 @@ def _on_terminal() -> bool:
 def reopen_logs() -> None:
     """Go on in the file that has the log's name now, where the log goes to a file; each process for itself."""
     for handler in _LOGGER.handlers:
-        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
-            reopen_file(handler.stream.fileno(), handler.baseFilename)
+        if isinstance(handler, _DescriptorHandler) and handler.path is not None:
+            reopen_file(handler.fd, handler.path)
 
 
 def reopen_file(fd: int, path: str) -> bool:

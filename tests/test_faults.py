@@ -700,12 +700,13 @@ def test_39_40_a_client_that_leaves_is_no_traceback_and_leaks_nothing(
     handler = type("Handler", (Talks,), {"wbufsize": wbufsize})
     told: list[str] = []
 
-    def complains() -> bool:
-        told.append(capfd.readouterr().err)
-        return "Traceback" in "".join(told)
-
     with stock(THEIRS, handler) as server:
-        leave(server.server_address, b"talk\n", 1000)
+
+        def complains() -> bool:
+            leave(server.server_address, b"talk\n", 1000)
+            told.append(capfd.readouterr().err)
+            return "Traceback" in "".join(told)
+
         eventually(complains)
 
     caplog.set_level("DEBUG", "stdserve")

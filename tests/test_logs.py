@@ -9,13 +9,14 @@ import os
 import pty
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import ServerProcess, connect, eventually, exchange
+from processes import DEADLINE, ServerProcess, connect, eventually, exchange
 from test_modes import MODES
 
 from stdserve.errors import StartError
@@ -222,3 +223,42 @@ def test_sigusr2_opens_rotated_files_again(mode: str, tmp_path: Path) -> None:
         assert "stopped" in log.read_text()
         assert "stopped" not in Path(f"{log}.1").read_text()
         assert [] == server.log
+
+
+def test_a_signal_handler_may_log_while_the_main_thread_does(tmp_path: Path) -> None:
+    """Not a record is lost, and none is complained of; the buffer of a stream would refuse the second."""
+    code = (
+        "import logging, signal, sys\n"
+        "from stdserve.logs import Event, log_to\n"
+        "log = logging.getLogger('stdserve')\n"
+        "signals = []\n"
+        "def handle(*_):\n"
+        "    signals.append(1)\n"
+        "    log.info(Event('signal'))\n"
+        "signal.signal(signal.SIGALRM, handle)\n"
+        "with log_to(None, 'text', 'info'):\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)\n"
+        "    for _ in range(5000):\n"
+        "        log.info(Event('main'))\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "print(len(signals))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
+    lines = done.stderr.splitlines()
+    assert {"main", "signal"} == set(lines)
+    assert (5000, int(done.stdout)) == (lines.count("main"), lines.count("signal"))
+
+
+def test_a_log_that_cannot_be_written_is_survived() -> None:
+    """Its reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    before = os.dup(2)
+    os.dup2(writer, 2)
+    try:
+        with log_to(None, "text", "info"):
+            LOGGER.info(Event("open"))
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(writer)

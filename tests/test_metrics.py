@@ -443,12 +443,17 @@ def test_totals_hold_through_a_hundred_sigkills_of_a_worker(forks: bool) -> None
         metrics = Metrics(1, 100)
         seen = 0
         for _ in range(100):
+            alive, held = os.pipe()
             pid = fork(lambda: serve_for_ever({forks}))
+            os.close(held)
             until(lambda: metrics.snapshot().total > seen + 3)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             metrics.bury(0)
-            until(lambda: not metrics.snapshot().open)  # its child, where it has one, comes to its end
+            os.read(alive, 1)  # EOF: its child, where it has one, has come to its end
+            os.close(alive)
+            metrics.bury(0)
+            until(lambda: not metrics.snapshot().open)
             metrics.count_restart()
             now = metrics.snapshot()
             assert now.total > seen
