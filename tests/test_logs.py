@@ -20,7 +20,7 @@ from processes import DEADLINE, ServerProcess, connect, eventually, exchange
 from test_modes import MODES
 
 from stdserve.errors import StartError
-from stdserve.logs import Event, JsonFormatter, TextFormatter, log_to, reopen_file
+from stdserve.logs import Event, JsonFormatter, TextFormatter, log_to, reopen_file, reopen_logs
 
 LOGGER = logging.getLogger("stdserve")
 JSON = {"STDSERVE_LOG_FORMAT": "json"}
@@ -127,6 +127,7 @@ def test_without_a_standard_error_there_is_no_terminal() -> None:
     with closed_stderr(), log_to(None, None, "info") as plain:
         assert not plain
         LOGGER.info(Event("open"))
+        reopen_logs()  # there is no file to open again
 
 
 def test_a_rotated_file_is_opened_again_under_its_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -251,14 +252,17 @@ def test_a_signal_handler_may_log_while_the_main_thread_does(tmp_path: Path) -> 
 
 def test_a_log_that_cannot_be_written_is_survived() -> None:
     """Its reader has gone."""
+    code = (
+        "import logging\n"
+        "from stdserve.logs import Event, log_to\n"
+        "with log_to(None, 'text', 'info'):\n"
+        "    logging.getLogger('stdserve').info(Event('open'))\n"
+        "print('survived')\n"
+    )
     reader, writer = os.pipe()
     os.close(reader)
-    before = os.dup(2)
-    os.dup2(writer, 2)
     try:
-        with log_to(None, "text", "info"):
-            LOGGER.info(Event("open"))
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writer, timeout=DEADLINE)
     finally:
-        os.dup2(before, 2)
-        os.close(before)
         os.close(writer)
+    assert (0, b"survived\n") == (done.returncode, done.stdout)
