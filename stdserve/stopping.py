@@ -33,10 +33,10 @@ CUT_SECONDS = 1.0
 
 #: Seconds from accept on in which a stop waits for a client's first words: they may be on their way, behind a PROXY
 #: header or a TLS handshake, and whoever is behind a proxy cannot be sent elsewhere any more.
-FIRST_SECONDS = 0.5
+FIRST_SECONDS = 0.3
 
 #: Seconds after which sessions that have not ended are told again.
-REPEAT_SECONDS = 0.2
+REPEAT_SECONDS = 0.1
 
 
 class StopMixin:

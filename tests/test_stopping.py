@@ -12,7 +12,7 @@ import pytest
 from processes import DEADLINE, ServerProcess, connect, descendants_of, read_all
 from test_modes import MODES, peer_of
 
-#: A minute in the place of half a second, so that no test is too slow.
+#: A minute in the place of 0.3 seconds, so that no test is too slow.
 HANDLER = """
 import stdserve, stdserve.stopping
 stdserve.stopping.FIRST_SECONDS = 60.0
