@@ -61,8 +61,8 @@ class Preamble:
             socket.socket.sendall(request, words)
         except OSError:
             return
-        if half_close(request, socket.SHUT_WR):
-            linger(request, deadline - time.monotonic())
+        half_close(request, socket.SHUT_WR)
+        linger(request, deadline - time.monotonic())
 
 
 def _shake_hands(certificates: Certificates, session: Session, deadline: float) -> None:
