@@ -32,13 +32,15 @@ if TYPE_CHECKING:
     from .handlers import ChunkHandler, EchoHandler, LineHandler, PrintHandler
     from .mixin import ServerMixin
     from .options import Options
-    from .protocol import EndReason
+    from .protocol import Chunk, EndReason, Lines
     from .runner import serve
     from .servers import ForkServer, SingleServer, ThreadServer
+    from .sessions import Peer
     from .testing import serving
 
 __all__ = [
     "MODES",
+    "Chunk",
     "ChunkHandler",
     "Client",
     "ConfigError",
@@ -47,8 +49,10 @@ __all__ = [
     "EndReason",
     "ForkServer",
     "LineHandler",
+    "Lines",
     "Options",
     "OutputError",
+    "Peer",
     "PrintHandler",
     "SendError",
     "ServerMixin",
@@ -69,9 +73,10 @@ _HOMES = {
     "handlers": ("ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"),
     "mixin": ("ServerMixin",),
     "options": ("Options",),
-    "protocol": ("EndReason",),
+    "protocol": ("Chunk", "EndReason", "Lines"),
     "runner": ("serve",),
     "servers": ("ForkServer", "SingleServer", "ThreadServer"),
+    "sessions": ("Peer",),
     "testing": ("serving",),
 }
 

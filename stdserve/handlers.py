@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socketserver
 from functools import cache
+from threading import get_ident
 
 from .browser import is_request, page_for
 from .options import Options
@@ -22,7 +23,7 @@ from .protocol import (
     Lines,
     SessionEnd,
 )
-from .sessions import Session
+from .sessions import Peer, Session
 from .sink import Sink, open_sink
 
 TYPE_CHECKING = False
@@ -38,29 +39,36 @@ READ_SIZE = 65536
 class LineHandler(socketserver.StreamRequestHandler):
     """One session of the print/exit protocol: lines in, optional replies out.
 
-    Methods to override:
+    Methods to override, for each session one after the other and in its own thread or process:
 
-    - ``connection_made()``: the session begins.
-    - ``line_received(line) -> reply or None``: a line came, without its LF; undecodable bytes read as
-      ``\\xNN``. What is returned, text (sent as UTF-8) or bytes, goes back as a line.
-    - ``lines_received(lines)``: a run of whole lines came; calls ``line_received`` for each. To be overridden by
+    - ``connection_made()``: the session begins. State of your own is attributes, set here.
+    - ``line_received(line) -> reply or None``: a line came, without its LF, as text. What is returned, text or bytes,
+      goes back as a line. ``raw_line_received(line)`` is the same for bytes, in the place of the other.
+    - ``lines_received(lines)``: a run of whole lines came; calls ``raw_line_received`` for each. To be overridden by
       handlers that can do a megabyte at once.
     - ``connection_lost(reason)``: the session is over, for an ``EndReason``; may still reply unless it is RESET.
       Called once for each ``connection_made``, also after an exception.
 
-    Methods to call: ``reply(line)``.
+    Methods to call: ``reply(line)``, also from other threads; ``close()``.
 
-    Attributes to read: ``peer`` (the client's address as text), ``session`` (counters), ``sink`` (the output),
-    and those of ``StreamRequestHandler``. Attributes to set on the class: ``framing`` ("line" or "chunk") and
-    ``max_line`` (bytes), where the server's options are not to decide; ``timeout`` (seconds of silence).
+    Attributes to read: ``peer`` (a ``Peer``: address, TLS, PROXY header), ``session`` (counters), ``sink`` (the
+    output), and those of ``StreamRequestHandler``, ``server`` above all.
+
+    Attributes to set on the class: ``encoding`` (one that writes LF as ASCII does) and ``errors``, as ``bytes.decode``
+    knows them; ``obey_exit``: whether a blank line and "exit" end the session; ``framing`` ("line" or "chunk") and
+    ``max_line`` (bytes), where the server's options are not to decide; ``timeout`` (seconds of silence, and of a reply
+    that is not taken); ``wbufsize``: bytes of replies that gather, 0 for none.
 
     An exception raised in any of them ends this session, is logged, and disturbs no other.
     """
 
+    encoding = "utf-8"
+    errors = "backslashreplace"
+    obey_exit = True
     framing: str | None = None
     max_line: int | None = None
 
-    #: Replies gather until their block of lines is done.
+    #: Replies gather until their block of lines is done, or io.DEFAULT_BUFFER_SIZE of them.
     wbufsize = -1
     #: What a read of ours returned is all there is; nothing may wait in a second buffer.
     rbufsize = 0
@@ -69,6 +77,7 @@ class LineHandler(socketserver.StreamRequestHandler):
 
     #: Why the peer takes no more replies, once it does not.
     _gone: EndReason | None = None
+    _closing = False
 
     def connection_made(self) -> None:
         """Do nothing; to be overridden."""
@@ -77,24 +86,46 @@ class LineHandler(socketserver.StreamRequestHandler):
         """Return None, no reply; to be overridden."""
         return None
 
+    def raw_line_received(self, line: bytes) -> str | bytes | None:
+        """Return what ``line_received`` says to the line as text; to be overridden by who wants bytes."""
+        return self.line_received(line.decode(self.encoding, self.errors))
+
     def connection_lost(self, reason: EndReason) -> None:
         """Do nothing; to be overridden."""
 
     def lines_received(self, lines: Lines | Chunk) -> None:
-        """Call ``line_received`` for each line and reply what it returns."""
-        for line in lines:
-            answer = self.line_received(line)
+        """Call ``raw_line_received`` for each line and reply what it returns."""
+        for line in lines.split():
+            answer = self.raw_line_received(line)
             if answer is not None:
                 self.reply(answer)
+            if self._closing:
+                return
 
     def reply(self, line: str | bytes) -> None:
-        """Send ``line`` and a LF; replies go out when the lines that came together are done, or on wfile.flush()."""
-        self._send((line.encode() if isinstance(line, str) else line) + b"\n", 1)
+        """Send ``line`` and a LF.
+
+        Replies go out together when the lines that came together are done, or on ``wfile.flush()``. From any other
+        thread than the session's own, where the lines of one session are told to others, it goes out at once, and may
+        block for as long as the peer takes nothing, ``timeout`` at most. One that cannot be sent is dropped: its
+        session's end is on its way.
+        """
+        data = line.encode(self.encoding, self.errors) if isinstance(line, str) else line
+        self._send(data + b"\n", 1, now=self._thread != get_ident())
+
+    def close(self) -> None:
+        """End the session when what has been replied is sent; lines that came with this one are not looked at.
+
+        Safe in any thread. ``connection_lost`` is told CLOSED.
+        """
+        self._closing = True
+        if self._thread != get_ident():
+            self.session.end_input()
 
     @property
-    def peer(self) -> str:
-        """The client's address as text."""
-        return self.session.peer
+    def peer(self) -> Peer:
+        """Who is at the other end."""
+        return Peer(self.session)
 
     @property
     def sink(self) -> Sink:
@@ -105,6 +136,7 @@ class LineHandler(socketserver.StreamRequestHandler):
     def setup(self) -> None:
         """Prepare the session; to be extended, not replaced."""
         super().setup()
+        self._thread = get_ident()
         # A server of the standard library keeps no sessions.
         known: dict[Any, Session] = getattr(self.server, "sessions", {})
         self.session = known.get(self.request) or Session(self.request, self.client_address)
@@ -112,11 +144,11 @@ class LineHandler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         """Run the session from ``connection_made`` to ``connection_lost``; not to be overridden."""
         options = getattr(self.server, "options", None) or _default_options()
-        protocol = FRAMINGS[self.framing or options.framing](self.max_line or options.max_line)
+        framing = FRAMINGS[self.framing or options.framing]
         reason = EndReason.ERROR
         self.connection_made()
         try:
-            reason = self._converse(protocol)
+            reason = self._converse(framing(self.max_line or options.max_line, self.obey_exit))
         finally:
             self.session.reason = reason
             self.connection_lost(reason)
@@ -131,14 +163,24 @@ class LineHandler(socketserver.StreamRequestHandler):
 
     def _converse(self, protocol: LineProtocol | ChunkProtocol) -> EndReason:
         idle = self.connection.gettimeout()
-        while True:
+        while not self._closing:
+            self._send(b"", now=True)
             stuck = self._gone is EndReason.IDLE_TIMEOUT
             for event in protocol.end(EndReason.IDLE_TIMEOUT) if stuck else self._next_events(protocol, idle):
-                if isinstance(event, SessionEnd):
+                if not isinstance(event, SessionEnd):
+                    self._take(event)
+                elif not self._is_closing():
                     return self._gone or event.reason
-                self.session.tally.add_lines_in(len(event))
-                self.lines_received(event)
-            self._send(b"", now=True)
+        return self._gone or EndReason.CLOSED
+
+    def _is_closing(self) -> bool:
+        # Not the attribute: a type checker would hold that it cannot have changed since the loop looked at it.
+        return self._closing
+
+    def _take(self, event: Lines | Chunk) -> None:
+        if not self._closing:
+            self.session.tally.add_lines_in(len(event))
+            self.lines_received(event)
 
     def _next_events(self, protocol: LineProtocol | ChunkProtocol, idle: float | None) -> list[Event]:
         try:
@@ -166,7 +208,7 @@ class LineHandler(socketserver.StreamRequestHandler):
                 self.wfile.flush()
         except TimeoutError:
             self._gone = EndReason.IDLE_TIMEOUT
-        except OSError:
+        except (OSError, ValueError):  # the latter from a closed file: the session is over, and others do not know yet
             self._gone = EndReason.RESET
 
 
@@ -183,7 +225,7 @@ class PrintHandler(LineHandler):
 
     def lines_received(self, lines: Lines | Chunk) -> None:
         """Print them, all in one write."""
-        self.sink.write(lines, self.peer)
+        self.sink.write(lines, self.session.peer)
         first = self.session.lines == len(lines)
         if first and self.answers_browsers and is_request(lines.data):
             self._page = page_for(lines.data)

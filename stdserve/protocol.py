@@ -67,7 +67,11 @@ class Lines:
     data: bytes
 
     def __iter__(self) -> Iterator[str]:
-        return map(decode, self.data[:-1].split(b"\n"))
+        return map(decode, self.split())
+
+    def split(self) -> list[bytes]:
+        """Return the lines, each without its LF."""
+        return self.data[:-1].split(b"\n")
 
     def __len__(self) -> int:
         return self.data.count(b"\n")
@@ -85,6 +89,10 @@ class Chunk:
 
     def __iter__(self) -> Iterator[str]:
         yield decode(self.data)
+
+    def split(self) -> list[bytes]:
+        """Return the one message."""
+        return [self.data]
 
     def __len__(self) -> int:
         return 1
@@ -121,22 +129,28 @@ def _find_end(lines: bytes) -> tuple[int, EndReason] | None:
     return None
 
 
+def _find_no_end(lines: bytes) -> None:
+    """Find none, whatever the lines say."""
+
+
 class LineProtocol:
     """Lines end at LF; the stream decides, never its segments.
 
     ``max_line`` bounds a line in bytes, its CR and LF not counted, and with it what is held back: a longer line
     yields its first ``max_line`` bytes and LINE_TOO_LONG. asyncio's streams and http.server stop at 64 KiB too.
+    Without ``obey_exit`` a blank line and "exit" are lines like any other.
     """
 
-    def __init__(self, max_line: int = 65536) -> None:
+    def __init__(self, max_line: int = 65536, obey_exit: bool = True) -> None:
         self._max_line = max_line
+        self._find_end = _find_end if obey_exit else _find_no_end
         self._pending = bytearray()
         self._ended = False
 
     @property
     def awaiting_exit(self) -> bool:
         """True when what is unfinished reads just "exit": a client may be waiting for us to hang up."""
-        return self._pending == b"exit" or self._pending == b"exit\r"
+        return self._find_end is _find_end and (self._pending == b"exit" or self._pending == b"exit\r")
 
     def receive_data(self, data: bytes) -> list[Event]:
         """Return the events that ``data`` completes; ``b""`` is EOF."""
@@ -163,7 +177,7 @@ class LineProtocol:
         rest = bytes(self._pending)
         if len(rest) > self._max_line:  # by a CR that no LF made part of a terminator
             return self._finish(rest[: self._max_line] + b"\n", EndReason.LINE_TOO_LONG)
-        ending = _find_end(rest + b"\n") if rest else None
+        ending = self._find_end(rest + b"\n") if rest else None
         if ending is None:
             return self._finish(rest + b"\n" if rest else b"", reason)
         return self._finish(b"", ending[1] if reason is EndReason.EOF else reason)
@@ -171,7 +185,7 @@ class LineProtocol:
     def _split(self, whole: bytes) -> list[Event]:
         too_long = self._first_too_long(whole)
         fitting = whole if too_long is None else whole[:too_long]
-        ending = _find_end(fitting)
+        ending = self._find_end(fitting)
         if ending is not None:
             return self._finish(_without_cr(whole[: ending[0]]), ending[1])
         if too_long is not None:
@@ -208,12 +222,14 @@ class ChunkProtocol:
 
     The lecture's rule. What the lecture gets wrong is put right: a character cut between two reads is held back
     until it is whole, and so is a CR until it is known whether a LF follows. ``max_line`` has no meaning here.
+    Without ``obey_exit`` no message ends the session.
     """
 
     #: An "exit" counts when it is read; nothing is ever unfinished.
     awaiting_exit = False
 
-    def __init__(self, max_line: int = 65536) -> None:
+    def __init__(self, max_line: int = 65536, obey_exit: bool = True) -> None:
+        self._obey_exit = obey_exit
         self._held = b""
         self._ended = False
 
@@ -225,9 +241,9 @@ class ChunkProtocol:
             return self.end(EndReason.EOF)
         message = self._held + data
         text, used = codecs.utf_8_decode(message, "backslashreplace", False)
-        if "exit" in text:
+        if self._obey_exit and "exit" in text:
             return self._end_with(message, EndReason.EXIT)
-        if used == len(message) and not text.strip():
+        if self._obey_exit and used == len(message) and not text.strip():
             return self._end_with(message, EndReason.EMPTY_LINE)
         if text.endswith("\r") and used == len(message):
             used -= 1

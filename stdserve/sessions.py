@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .proxyheader import ProxyHeader
     from .rows import SessionRow
 
-__all__ = ["LINGER_BYTES", "Session", "end_output", "half_close", "linger"]
+__all__ = ["LINGER_BYTES", "Peer", "Session", "end_output", "half_close", "linger"]
 
 #: Bytes that a lingering close reads at most.
 LINGER_BYTES = 64 * 1024 * 1024
@@ -132,6 +132,38 @@ class Session:
         """Break the session off for ``reason``: whatever the handler waits for on the socket ends now."""
         self.cut_for = self.cut_for or reason
         half_close(self.request, socket.SHUT_RDWR)
+
+
+class Peer:
+    """Who is at the other end of a session, for its handler. ``str(peer)`` is the address as the log writes it."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __str__(self) -> str:
+        return self._session.peer
+
+    @property
+    def address(self) -> Any:
+        """The address as ``socket.accept`` gives it, (host, port) and more for IPv6; behind a proxy, the client's."""
+        return self._session.client_address
+
+    @property
+    def tls(self) -> str | None:
+        """The version of TLS that is spoken, such as "TLSv1.3"; None for plain text."""
+        return self._session.tls
+
+    @property
+    def subject(self) -> str | None:
+        """Whom the client's certificate names, as RFC 4514 writes it; None if it has shown none."""
+        return self._session.subject
+
+    @property
+    def proxy(self) -> ProxyHeader | None:
+        """The header of the PROXY protocol that told the address, with its TLVs; None if none was asked for."""
+        return self._session.proxy
 
 
 def half_close(request: socket.socket, how: int) -> bool:

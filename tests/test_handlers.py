@@ -36,6 +36,14 @@ class Recorder(LineHandler):
         self.calls.append(reason)
 
 
+def read_exactly(client: socket.socket, size: int) -> bytes:
+    """What comes, until it is that many bytes."""
+    data = b""
+    while len(data) < size:
+        data += client.recv(size - len(data))
+    return data
+
+
 def recorder() -> type[Recorder]:
     """A Recorder with an empty list."""
     return type("Fresh", (Recorder,), {"calls": []})
@@ -65,6 +73,152 @@ def test_a_reply_comes_before_the_next_line_is_awaited() -> None:
         for word in (b"one", b"two"):
             client.sendall(word + b"\n")
             assert word.upper() + b"\n" == client.recv(100)
+
+
+def test_a_greeting_comes_before_the_first_line_is_awaited() -> None:
+    """What connection_made replies."""
+
+    class Greets(LineHandler):
+        def connection_made(self) -> None:
+            self.reply("welcome")
+
+    with serving(Greets) as server, connect(server.address) as client:
+        assert b"welcome\n" == client.recv(100)
+
+
+def test_lines_may_be_taken_as_bytes() -> None:
+    """By a hook of their own; what is returned is a reply all the same."""
+
+    class Raw(LineHandler):
+        def raw_line_received(self, line: bytes) -> bytes:
+            return line[::-1]
+
+    with serving(Raw) as server:
+        assert b"\xff\xfe\n" == exchange(server.address, b"\xfe\xff\n")
+
+
+def test_text_has_the_encoding_of_the_class_both_ways() -> None:
+    """And its way with what cannot be decoded or encoded."""
+
+    class Western(LineHandler):
+        encoding, errors = "latin-1", "replace"
+
+        def line_received(self, line: str) -> str:
+            return line.upper() + "ж"
+
+    with serving(Western) as server:
+        assert b"\xc9?\n" == exchange(server.address, b"\xe9\n")
+
+
+@pytest.mark.parametrize("framing", ["line", "chunk"])
+def test_a_handler_may_take_exit_and_blank_lines_for_lines(framing: str) -> None:
+    """They are data in its protocol; its client finishes sending, or it closes itself."""
+    handler = recorder()
+    handler.obey_exit = False
+    handler.framing = framing
+    data = b"exit\n\n \nexit"
+    with serving(handler, idle_timeout=DEADLINE) as server:
+        assert b"" == exchange(server.address, data)
+    lines = ["exit", "", " ", "exit"] if framing == "line" else [data.decode()]
+    assert ["made", *lines, EndReason.EOF] == handler.calls
+
+
+def test_close_ends_the_session_after_what_was_replied() -> None:
+    """Whatever came after the line that was the last; also where there never was a line."""
+    handler = recorder()
+
+    class Closes(handler):  # type: ignore[valid-type, misc] # a class made for this test
+        def line_received(self, line: str) -> None:
+            super().line_received(line)
+            if line == "quit":
+                self.reply("bye")
+                self.close()
+
+    class Refuses(LineHandler):
+        def connection_made(self) -> None:
+            self.reply("not today")
+            self.close()
+
+    with serving(Closes) as server:
+        assert b"bye\n" == exchange(server.address, b"one\nquit\ntwo\n", half_close=False)
+    assert ["made", "one", "quit", EndReason.CLOSED] == handler.calls
+    with serving(Refuses) as server:
+        assert b"not today\n" == exchange(server.address, b"", half_close=False)
+
+
+def test_close_in_lines_received_ends_the_session_before_the_event_after_it() -> None:
+    """Be that a line or an end of another kind."""
+    lost: list[EndReason] = []
+
+    class Closes(LineHandler):
+        def lines_received(self, lines: object) -> None:
+            self.close()
+
+        def connection_lost(self, reason: EndReason) -> None:
+            lost.append(reason)
+
+    with serving(Closes) as server:
+        assert b"" == exchange(server.address, b"one\nexit\n", half_close=False)
+    assert [EndReason.CLOSED] == lost
+
+
+def test_another_session_may_reply_and_close() -> None:
+    """At once, though the session waits for its own client; one that is over takes replies and sends none."""
+    waiting: list[LineHandler] = []
+    over = threading.Event()
+
+    class Waits(LineHandler):
+        def connection_made(self) -> None:
+            waiting.append(self)
+
+        def connection_lost(self, reason: EndReason) -> None:
+            assert EndReason.CLOSED is reason
+            over.set()
+
+    with serving(Waits) as server, connect(server.address) as client:
+        eventually(lambda: waiting)
+        waiting[0].reply("news")
+        assert b"news\n" == client.recv(100)
+        waiting[0].close()
+        assert b"" == client.recv(100)
+        assert over.wait(DEADLINE)
+        ours = server.server
+        assert ours is not None
+        eventually(lambda: not ours.active)
+        waiting[0].reply("more news")
+
+
+def test_replies_may_go_out_one_by_one() -> None:
+    """wbufsize is the class's to say."""
+    answered = threading.Event()
+
+    class Slow(LineHandler):
+        wbufsize = 0
+
+        def line_received(self, line: str) -> None:
+            self.reply(line)
+            assert answered.wait(DEADLINE)
+
+    with serving(Slow) as server, connect(server.address) as client:
+        client.sendall(b"one\n")
+        assert b"one\n" == read_exactly(client, 4)
+        answered.set()
+
+
+def test_the_peer_tells_all_that_is_known_of_it() -> None:
+    """As text in logs; its address as it is; TLS and the PROXY header where there are any."""
+    seen: list[tuple[object, ...]] = []
+
+    class Looks(LineHandler):
+        def connection_made(self) -> None:
+            peer = self.peer
+            seen.append((str(peer), peer.address, peer.tls, peer.subject, peer.proxy))
+
+    with serving(Looks) as server, connect(server.address) as client:
+        name = client.getsockname()
+        client.shutdown(socket.SHUT_WR)
+        read_all(client)
+    assert [("%s:%d" % name, name, None, None, None)] == seen
 
 
 def test_replies_and_direct_writes_keep_their_order() -> None:
@@ -211,7 +365,7 @@ def test_the_session_counts_and_names_its_peer() -> None:
 
     class Looks(LineHandler):
         def connection_lost(self, reason: EndReason) -> None:
-            seen.append((self.peer, self.session.lines, self.session.received))
+            seen.append((str(self.peer), self.session.lines, self.session.received))
 
     with serving(Looks) as server, connect(server.address) as client:
         peer = "%s:%d" % client.getsockname()

@@ -452,7 +452,7 @@ def test_ctrl_c_ends_a_plain_serve_forever_in_the_main_thread() -> None:
             assert "made\n" == process.stderr.readline()
 
             def ended() -> bool:
-                # Again, as a user would: one that comes between Python's look for signals and its wait is slept through,
+                # Again, as a user would: what comes between Python's look for signals and its wait is slept through,
                 # with serve_forever as with any other code (the runner has a wake-up descriptor against that).
                 process.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -75,7 +75,7 @@ def outcome(events: Iterable[Event]) -> Outcome:
     return lines, reason
 
 
-def by_the_rules(stream: bytes, max_line: int, at_eof: bool) -> Outcome:
+def by_the_rules(stream: bytes, max_line: int, at_eof: bool, obey_exit: bool) -> Outcome:
     """Say what section 2 of the design wants of a stream that came so far, or came to its end."""
     lines: list[bytes] = []
     *whole, rest = stream.split(b"\n")
@@ -83,7 +83,7 @@ def by_the_rules(stream: bytes, max_line: int, at_eof: bool) -> Outcome:
         if len(line) > max_line:
             return [*lines, line[:max_line]], EndReason.LINE_TOO_LONG
         text = line.decode("utf-8", "backslashreplace").strip()
-        if text in ("", "exit"):
+        if obey_exit and text in ("", "exit"):
             return lines, EndReason.EXIT if text else EndReason.EMPTY_LINE
         lines.append(line)
     if len(rest.removesuffix(b"\r")) > max_line:
@@ -99,19 +99,23 @@ def talk(protocol: LineProtocol | ChunkProtocol, *blocks: bytes) -> list[Event]:
 # Line framing.
 
 
-@given(reads(), limits)
-@example([b"abc\r", b"\n", b"abc\r"], 3)
-@example([b"abc\r", b"\r\n"], 3)
-@example([b"ab\rdef\n"], 3)
-def test_any_split_of_any_stream_gives_what_the_rules_say_at_once(blocks: list[bytes], max_line: int) -> None:
+@given(reads(), limits, st.booleans())
+@example([b"abc\r", b"\n", b"abc\r"], 3, True)
+@example([b"abc\r", b"\r\n"], 3, True)
+@example([b"ab\rdef\n"], 3, True)
+@example([b"exit\n\n", b"exit"], 9, False)
+def test_any_split_of_any_stream_gives_what_the_rules_say_at_once(
+    blocks: list[bytes], max_line: int, obey_exit: bool
+) -> None:
     """After each read exactly that is told which the bytes so far decide, however they were cut; then EOF."""
-    protocol, events = LineProtocol(max_line), list[Event]()
+    protocol, events = LineProtocol(max_line, obey_exit), list[Event]()
     for count, block in enumerate(blocks, 1):
         events += protocol.receive_data(block)
-        assert by_the_rules(b"".join(blocks[:count]), max_line, False) == outcome(events)
+        assert by_the_rules(b"".join(blocks[:count]), max_line, False, obey_exit) == outcome(events)
+        assert obey_exit or not protocol.awaiting_exit
     events += protocol.receive_data(b"")
 
-    assert by_the_rules(b"".join(blocks), max_line, True) == outcome(events)
+    assert by_the_rules(b"".join(blocks), max_line, True, obey_exit) == outcome(events)
 
 
 @given(reads(), limits)
