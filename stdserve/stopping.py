@@ -82,6 +82,7 @@ class StopMixin:
     def _begin_at_rest(self) -> None:
         self._at_rest = threading.Event()
         self._at_rest.set()
+        self._ending = threading.RLock()
 
     @contextmanager
     def _serving(self) -> Iterator[None]:
@@ -173,9 +174,22 @@ class StopMixin:
             self._wait_for_sessions(CUT_SECONDS, cut=True)
         _log.info(Event("stopped", finished=finished_before + max(0, before - cut), cut=cut_before + cut))
 
+    def _end_leftovers(self) -> None:
+        """End the sessions that ``handle_request`` began and that outlive it, as those of ``serve_forever`` are ended."""
+        if self._inside_session():
+            return
+        with self._ending:
+            if not self.active:
+                return
+            close_listeners(self.listeners)
+            self.close_on_stop = True  # their first words may still be on their way
+            self._stop_for = self._run
+            self._drain()
+
     def _leave_listeners(self) -> None:
         """Close the listeners; before that, accept whom the kernel has connected: the close resets them."""
-        self._last_call = not (self.inline or self.failure or self._stopping_now)
+        told_otherwise = self.inline or self.failure or self._stopping_now or self._serving_thread is None
+        self._last_call = not told_otherwise
         try:
             self._loop.last_call()
         finally:

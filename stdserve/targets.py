@@ -8,6 +8,7 @@ import os
 import signal
 import socketserver
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from .children import Child, fork_child
@@ -33,7 +34,8 @@ def load_handler(target: str) -> Handler:
     module_name, colon, name = target.partition(":")
     if not (module_name and colon and name):
         raise ConfigError(f"--handler must be module:Class, not {target!r}")
-    importlib.invalidate_caches()  # the module may have come since somebody looked
+    with suppress(ImportError):  # of its own last part, where this user cannot read the interpreter's library
+        importlib.invalidate_caches()  # the module may have come since somebody looked
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:

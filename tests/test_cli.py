@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import DEADLINE, ServerProcess, exchange
+from processes import DEADLINE, ServerProcess, exchange, free_port
 
 from stdserve import cli
 from stdserve.version import __version__
@@ -177,12 +177,6 @@ def test_warnings_only_means_silence_when_all_is_well() -> None:
         assert b"" == read_when_up(("127.0.0.1", port), server)
         assert 0 == server.stop()
         assert [] == server.log
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def read_when_up(address: tuple[str, int], server: ServerProcess) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import os
-import random
 import re
 import shlex
 import socket
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from processes import DEADLINE, ServerProcess, connect, eventually, peer_program, read_all
+from processes import DEADLINE, ServerProcess, connect, eventually, free_port, peer_program, read_all
 
 from stdserve import Options, cli
 from stdserve.settings import read_settings
@@ -36,18 +35,6 @@ NODES = {"node1": "127.0.0.1:10011", "node2": "127.0.0.1:10012"}
 
 #: Clients at a time, lines of a session, seconds between these: a hundred sessions a second, and always some open.
 CLIENTS, LINES, PACE = 6, 3, 0.01
-
-
-def free_port() -> int:
-    """A port that nobody has, below those that the kernel gives away: it stays free while its node is down."""
-    while True:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", random.randrange(10_000, 32_000)))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
 
 
 class Node:

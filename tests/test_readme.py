@@ -249,13 +249,16 @@ def test_any_other_handler_too(tmp_path: Path) -> None:
 
 
 def test_what_the_readme_says_there_is_to_use_is_there() -> None:
-    """Every name of the table."""
+    """Every name of the table; what is written as an attribute of a handler is one."""
     import stdserve
 
     table = TEXT.partition("| to use |")[2].partition("\n\n")[0]
     names = {name for row in re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)", row)}
     assert {"LineHandler", "serve", "serving", "Client", "ForkServer"} <= names
-    assert names <= set(stdserve.__all__)
+    attributes = set(re.findall(r"^\| `(?:self\.)?(raw_line_received|peer)\b", table, re.MULTILINE))
+    assert {"raw_line_received", "peer"} == attributes
+    assert all(hasattr(stdserve.LineHandler, name) for name in attributes)
+    assert names - attributes - {"self"} <= set(stdserve.__all__)
 
 
 def test_what_the_readme_says_of_many_machines_leads_somewhere() -> None:

@@ -153,12 +153,21 @@ def test_14_an_idle_server_sleeps() -> None:
             exchange(server.address, b"one\nexit\n")
             server.wait_for_log("^close")
         pids = {mode: server.pid for mode, server in servers.items()} | {"theirs": theirs.pid}
-        before = settled({mode: pid for mode, pid in pids.items() if mode != "theirs"})
-        before["theirs"] = wake_ups(theirs.pid)
-        threading.Event().wait(2)
-        woken = {mode: wake_ups(pid) - before[mode] for mode, pid in pids.items()}
-    assert woken.pop("theirs") >= 3
-    assert dict.fromkeys(MODES, 0) == woken
+        least = woken_in_two_seconds(pids)
+        for _ in range(2):  # what an earlier client left to be done may come late, once; a poll comes every time
+            if any(least[mode] for mode in MODES):
+                again = woken_in_two_seconds(pids)
+                least = {mode: min(least[mode], again[mode]) for mode in pids}
+    assert least.pop("theirs") >= 3
+    assert dict.fromkeys(MODES, 0) == least
+
+
+def woken_in_two_seconds(pids: dict[str, int]) -> dict[str, int]:
+    """Return how often each was woken, once all but the one that polls were at rest."""
+    before = settled({mode: pid for mode, pid in pids.items() if mode != "theirs"})
+    before["theirs"] = wake_ups(pids["theirs"])
+    threading.Event().wait(2)
+    return {mode: wake_ups(pid) - before[mode] for mode, pid in pids.items()}
 
 
 def settled(pids: dict[str, int]) -> dict[str, int]:
@@ -488,6 +497,24 @@ def test_32_34_a_session_that_begins_as_the_stop_is_asked_for_reads_eof() -> Non
         assert b"" == read_all(idle)
     assert ended(serving)
     server.server_close()
+
+
+@both
+def test_32_a_close_ends_the_session_that_handle_request_has_left_behind(server_class: type[ServerMixin]) -> None:
+    """What its client has said is answered; one that says nothing reads the end."""
+    with server_class(LOCAL, Obeys) as server, connect(server.server_address) as idle:
+        waiting = begin(server.handle_request)
+        eventually(lambda: server.begun)
+        if server.inline:
+            server.request_stop()
+        else:
+            assert ended(waiting)
+        idle.sendall(b"one\n")
+        closing = [begin(server.server_close) for _ in range(2)]
+        assert b"ONE\n" == read_all(idle)
+        assert all(map(ended, closing))
+        assert not server.active
+        assert ended(waiting)
 
 
 class Orders(RuleBasedStateMachine):

@@ -621,7 +621,8 @@ def test_the_callers_signal_handlers_come_back() -> None:
 
 
 IN_A_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests themselves are run with nohup
 os.setsid()
 fcntl.ioctl(int(sys.argv[1]), termios.TIOCSCTTY, 0)
 os.execv(sys.executable, [sys.executable, "-m", "stdserve", *sys.argv[2:]])

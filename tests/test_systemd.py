@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import DEADLINE, ServerProcess, connect, eventually, exchange, peer_program, read_all
+from processes import DEADLINE, ServerProcess, connect, eventually, exchange, free_port, peer_program, read_all
 from test_children import run_script
 from test_listeners import needs_ipv6
 
@@ -93,14 +93,6 @@ def activated(*words: str, listen: list[str], names: str = "") -> ServerProcess:
     activate += [f"--setenv={name}" for name in [*os.environ, "STDSERVE_LOG_FORMAT"]]
     activate += [f"--fdname={names}"] if names else []
     return ServerProcess(*words, port=None, command=[*activate, sys.executable, "-m", "stdserve"])
-
-
-def free_port() -> int:
-    """A port that was free a moment ago: systemd-socket-activate does not tell which one it got."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def eventually_connect(address: object) -> socket.socket:
