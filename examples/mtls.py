@@ -40,9 +40,9 @@ class Notice(LineHandler):
         """Do what the line asks for, if the subject may."""
         word, _, text = line.partition(" ")
         if word == "WHOAMI":
-            return f"OK {self.session.subject}"
-        if word not in RIGHTS.get(self.session.subject or "", {"READ"}):
-            return f"ERR {self.session.subject} may not {word}"
+            return f"OK {self.peer.subject}"
+        if word not in RIGHTS.get(self.peer.subject or "", {"READ"}):
+            return f"ERR {self.peer.subject} may not {word}"
         if word == "WRITE":
             notice[0] = text
         return f"OK {notice[0]}"
