@@ -6,15 +6,18 @@ import ast
 import os
 import pty
 import re
+import select
 import shlex
 import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
-from processes import DEADLINE, ServerProcess, eventually
+import pytest
+from processes import DEADLINE, ServerProcess
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCES = {path.stem: path for path in sorted((REPOSITORY / "examples").glob("*.py")) if path.name != "faults.py"}
@@ -87,15 +90,14 @@ class Terminal:
 
     def wait_for(self, text: bytes) -> None:
         """Return when it shows ``text``."""
-
-        def shown() -> bool:
+        until = time.monotonic() + DEADLINE
+        while text not in self.seen:
+            ready = select.select([self._terminal], [], [], max(0.0, until - time.monotonic()))[0]
+            assert ready, f"no {text!r} in {bytes(self.seen)!r}"
             try:
                 self.seen += os.read(self._terminal, 4096)
             except OSError:  # how a terminal says that everybody has left
-                assert text in self.seen, bytes(self.seen)
-            return text in self.seen
-
-        eventually(shown)
+                pytest.fail(f"no {text!r} in {bytes(self.seen)!r}")
 
     def wait(self) -> None:
         """Return when the program has ended."""

@@ -142,6 +142,19 @@ def test_who_does_not_read_and_who_is_gone_disturb_nobody(example: Folder) -> No
         assert 100 <= heard < 400
 
 
+def test_who_leaves_hears_what_was_said_before(example: Folder) -> None:
+    """An outbox is emptied first; meanwhile the others are told already."""
+    said = [f"{number} {'x' * 60_000}" for number in range(90)]
+    with example.serve("chat") as server, join(server, "ann") as ann, join(server, "bob") as bob:
+        assert isinstance(bob.sock, socket.socket)
+        bob.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # lest the kernel take it all
+        for line in said:
+            ann.send(line)
+        bob.send("/quit")
+        listen(ann, "* bob has left")
+        assert [f"ann: {line}" for line in said] == list(bob.lines())
+
+
 def listen(client: Client, until: str) -> None:
     """Read up to this line."""
     while until != client.receive_line():
