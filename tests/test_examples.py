@@ -144,15 +144,19 @@ def test_who_does_not_read_and_who_is_gone_disturb_nobody(example: Folder) -> No
 
 def test_who_leaves_hears_what_was_said_before(example: Folder) -> None:
     """An outbox is emptied first; meanwhile the others are told already."""
-    said = [f"{number} {'x' * 60_000}" for number in range(90)]
-    with example.serve("chat") as server, join(server, "ann") as ann, join(server, "bob") as bob:
-        assert isinstance(bob.sock, socket.socket)
-        bob.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # lest the kernel take it all
+    said = [f"{number} {'x' * 60_000}" for number in range(95)]
+    with (
+        example.serve("chat") as server,
+        join(server, "ann") as ann,
+        join(server, "bob") as bob,
+        join(server, "carl") as carl,
+    ):
         for line in said:
             ann.send(line)
+            assert f"ann: {line}" == carl.receive_line()
         bob.send("/quit")
         listen(ann, "* bob has left")
-        assert [f"ann: {line}" for line in said] == list(bob.lines())
+        assert ["* carl has come", *(f"ann: {line}" for line in said)] == list(bob.lines())
 
 
 def listen(client: Client, until: str) -> None:
@@ -205,7 +209,7 @@ def test_what_the_gateway_does_not_know_is_an_error(example: Folder) -> None:
 
 def test_a_silent_device_is_taken_off_the_list(example: Folder) -> None:
     """After the idle timeout, which is a short one here."""
-    with example.serve("gateway", "--idle-timeout", "300ms") as server:
+    with example.serve("gateway", "--idle-timeout", "1s") as server:
         with Client(server.address, read_timeout=DEADLINE) as device:
             assert "OK" == device.ask("HELLO pump")
             assert [] == list(device.lines())
