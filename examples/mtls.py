@@ -9,7 +9,7 @@ Make a CA, and certificates for the server and for two clients::
             -extensions usr_cert -addext subjectAltName=DNS:$name -keyout $name.key -out $name.pem
     done
 
-Run it beside them, in one process or in several threads of it::
+Run it beside them. The notice is in the memory of one process: mode thread (the default), without --workers::
 
     cd examples && python -m stdserve --handler mtls:Notice \
         --tls-cert localhost.pem --tls-key localhost.key --tls-client-ca ca.pem
