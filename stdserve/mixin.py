@@ -157,7 +157,8 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
     def server_close(self) -> None:
         """Close the listeners and what the accept loop holds; a server that still serves is stopped first.
 
-        Sessions that ``handle_request`` has left behind are ended, as by a stop. From one of its own sessions it is closed when it has stopped.
+        Sessions that ``handle_request`` has left behind are ended, as by a stop. From one of its own sessions it
+        is closed when it has stopped.
         """
         if self._serving_thread is not None:
             self._close_at_end = True

@@ -175,7 +175,7 @@ class StopMixin:
         _log.info(Event("stopped", finished=finished_before + max(0, before - cut), cut=cut_before + cut))
 
     def _end_leftovers(self) -> None:
-        """End the sessions that ``handle_request`` began and that outlive it, as those of ``serve_forever`` are ended."""
+        """End the sessions that ``handle_request`` began and that outlive it, as a stop would."""
         if self._inside_session():
             return
         with self._ending:
