@@ -176,7 +176,7 @@ class StopMixin:
 
     def _end_leftovers(self) -> None:
         """End the sessions that ``handle_request`` began and that outlive it, as a stop would."""
-        if self._inside_session():
+        if not self.active or self._inside_session():
             return
         with self._ending:
             if not self.active:
