@@ -6,6 +6,7 @@ with default settings.
 
 from __future__ import annotations
 
+import socket
 import socketserver
 from functools import cache
 from threading import get_ident
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"]
 
-#: Bytes asked for in one read.
-READ_SIZE = 65536
+#: Bytes asked for in one read: few at first, for a session that waits holds the memory for them, then more and more.
+LEAST_READ = 4096
+MOST_READ = 256 * 1024
 
 
 class LineHandler(socketserver.StreamRequestHandler):
@@ -57,7 +59,9 @@ class LineHandler(socketserver.StreamRequestHandler):
     Attributes to set on the class: ``encoding`` (one that writes LF as ASCII does) and ``errors``, as ``bytes.decode``
     knows them; ``obey_exit``: whether a blank line and "exit" end the session; ``framing`` ("line" or "chunk") and
     ``max_line`` (bytes), where the server's options are not to decide; ``timeout`` (seconds of silence, and of a reply
-    that is not taken); ``wbufsize``: bytes of replies that gather, 0 for none.
+    that is not taken); ``wbufsize``: bytes of replies that gather, 0 for none; ``prompt``, True where no hook ever
+    waits for anything (a lock, a file, a slow reader), not inherited: a client who has said all at once may then be
+    served by the thread that accepts, without one of its own.
 
     An exception raised in any of them ends this session, is logged, and disturbs no other.
     """
@@ -67,6 +71,7 @@ class LineHandler(socketserver.StreamRequestHandler):
     obey_exit = True
     framing: str | None = None
     max_line: int | None = None
+    prompt = False
 
     #: Replies gather until their block of lines is done, or io.DEFAULT_BUFFER_SIZE of them.
     wbufsize = -1
@@ -78,6 +83,7 @@ class LineHandler(socketserver.StreamRequestHandler):
     #: Why the peer takes no more replies, once it does not.
     _gone: EndReason | None = None
     _closing = False
+    _read_size = LEAST_READ
 
     def connection_made(self) -> None:
         """Do nothing; to be overridden."""
@@ -135,7 +141,12 @@ class LineHandler(socketserver.StreamRequestHandler):
 
     def setup(self) -> None:
         """Prepare the session; to be extended, not replaced."""
-        super().setup()
+        # As StreamRequestHandler, but for its files: those are made when somebody asks for them.
+        self.connection = self.request
+        if self.timeout is not None:
+            self.connection.settimeout(self.timeout)
+        if self.disable_nagle_algorithm:
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         self._thread = get_ident()
         # A server of the standard library keeps no sessions.
         known: dict[Any, Session] = getattr(self.server, "sessions", {})
@@ -153,18 +164,30 @@ class LineHandler(socketserver.StreamRequestHandler):
             self.session.reason = reason
             self.connection_lost(reason)
 
+    def __getattr__(self, name: str) -> Any:
+        """Make ``rfile`` or ``wfile`` at its first use; few sessions need the one, many not even the other."""
+        if name == "wfile":
+            self.wfile = self.connection.makefile("wb", self.wbufsize)
+            return self.wfile
+        if name == "rfile":
+            self.rfile = self.connection.makefile("rb", self.rbufsize)
+            return self.rfile
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def finish(self) -> None:
         """Send what is left and close both files, whatever the connection has become; to be extended."""
-        for stream in (self.wfile, self.rfile):
+        for name in ("wfile", "rfile"):
             try:
-                stream.close()
+                if name in self.__dict__:
+                    getattr(self, name).close()
             except OSError:
                 pass  # the peer has gone; ``reason`` tells it if the session had not ended by then
 
     def _converse(self, protocol: LineProtocol | ChunkProtocol) -> EndReason:
         idle = self.connection.gettimeout()
         while not self._closing:
-            self._send(b"", now=True)
+            if "wfile" in self.__dict__:
+                self._send(b"", now=True)
             stuck = self._gone is EndReason.IDLE_TIMEOUT
             for event in protocol.end(EndReason.IDLE_TIMEOUT) if stuck else self._next_events(protocol, idle):
                 if not isinstance(event, SessionEnd):
@@ -183,18 +206,26 @@ class LineHandler(socketserver.StreamRequestHandler):
             self.lines_received(event)
 
     def _next_events(self, protocol: LineProtocol | ChunkProtocol, idle: float | None) -> list[Event]:
+        hasty, size = protocol.awaiting_exit, self._read_size
         try:
-            if protocol.awaiting_exit:
+            if hasty:
                 self.connection.settimeout(EXIT_PAUSE if idle is None else min(EXIT_PAUSE, idle))
-            data = self.connection.recv(READ_SIZE)
+            data = self.connection.recv(size)
         except TimeoutError:
             return protocol.pause() or protocol.end(EndReason.IDLE_TIMEOUT)
         except OSError:
             return protocol.end(EndReason.RESET)
-        if self.connection.gettimeout() != idle:
+        if hasty:
             self.connection.settimeout(idle)
+        received = len(data)
+        if received == size:
+            self._read_size = min(size * 8, MOST_READ)
+        elif received <= LEAST_READ:
+            self._read_size = LEAST_READ
+            # What reads as the end may be our own half-close, made by a stop; that is told before it is done.
+            self.session.at_end = not received and not self.session.input_ended
         if not self.session.counted:
-            self.session.tally.add_received(len(data))
+            self.session.tally.add_received(received)
         return protocol.receive_data(data)
 
     def _send(self, data: bytes, lines: int = 0, now: bool = False) -> None:
@@ -218,6 +249,8 @@ class PrintHandler(LineHandler):
     A browser, told by the request line of HTTP, is answered with a small page that says so.
     """
 
+    prompt = True
+
     #: Whether a browser gets its page; not where it would come after replies.
     answers_browsers = True
 
@@ -225,9 +258,8 @@ class PrintHandler(LineHandler):
 
     def lines_received(self, lines: Lines | Chunk) -> None:
         """Print them, all in one write."""
-        self.sink.write(lines, self.session.peer)
-        first = self.session.lines == len(lines)
-        if first and self.answers_browsers and is_request(lines.data):
+        self.sink.write(lines, self.peer)
+        if self.answers_browsers and is_request(lines.data) and self.session.lines == len(lines):
             self._page = page_for(lines.data)
             if isinstance(lines, Chunk):  # no blank line ends this session, but the browser, having read it all
                 self._send(self._page, self._page.count(b"\n"))
@@ -252,6 +284,7 @@ class EchoHandler(PrintHandler):
 class ChunkHandler(PrintHandler):
     """The lecture's server, byte for byte: each read is one message."""
 
+    prompt = True
     framing = "chunk"
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from threading import get_ident
 
 from .accepting import AcceptLoop
 from .access import Admission
@@ -93,6 +94,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         if sink is not None:
             self.sink = sink
         self.counters = counters or Counters()
+        self._watched = counters is not None
         self._socket_class = SessionSocket if counters is None else CountedSocket
         self._loop = AcceptLoop(
             lambda: self.listeners, self._has_room, self._take, self._admit, self._crowd, self.counters
@@ -175,10 +177,8 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Take one client from the listener that has one; raise OSError (BlockingIOError if it has gone)."""
-        accepted, client_address = (self._accepting or self.socket).accept()
-        request = self._socket_class.adopt(accepted)
+        request, client_address = self._socket_class.accept_from(self._accepting or self.socket)
         request.max_line = self.options.max_line
-        request.setblocking(True)  # on the BSDs it inherits the listener's mode
         return request, client_address_of(request, client_address)
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
@@ -258,7 +258,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
             if self._accepts_left is not None:
                 self._accepts_left -= 1
             self.begun += 1
-            session.tally = self.counters.take(session.peer)
+            session.tally = self.counters.take(session.peer if self._watched else "")
             self.sessions[request] = session
             self.process_request(request, client_address)
         except BaseException as error:
@@ -303,8 +303,9 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
                     self.sessions[session.request] = session
                     del self.sessions[accepted]
         session.open()
-        told = {"tls": session.tls, "subject": session.subject}
-        _log.log(_level(session), session.event("open", **{name: text for name, text in told.items() if text}))
+        if _log.isEnabledFor(level := _level(session)):
+            told = {"tls": session.tls, "subject": session.subject}
+            _log.log(level, session.event("open", **{name: text for name, text in told.items() if text}))
 
     def _end_badly(self, request: Any, client_address: Any) -> None:
         """Report the exception being handled and close the connection, even if the hooks for that raise too."""
@@ -330,8 +331,11 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         """Finish sending, discard what the peer still sends (bounded), close, and let go of the session."""
         try:
             session = self.sessions.get(request)
-            if end_output(request, self.options.linger_timeout) and session is not None and session.opened:
-                linger(request, self.options.linger_timeout)
+            patience = self.options.linger_timeout
+            # To close is enough where nothing can come any more; but TLS has a last word.
+            done = session is not None and session.at_end and not session.tls
+            if not done and end_output(request, patience) and session is not None and session.opened:
+                linger(request, patience)
             self.close_request(request)
         finally:
             self._forget(request)
@@ -368,9 +372,9 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         if session is None:
             return
         reason = session.end()
-        if session.opened:
+        if session.opened and _log.isEnabledFor(level := _level(session)):
             _log.log(
-                _level(session),
+                level,
                 session.event(
                     "close",
                     reason=reason,
@@ -380,7 +384,7 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
                 ),
             )
         self._leave(session)
-        if full or self._stopping or self._accepts_left == 0:
+        if (full or self._stopping or self._accepts_left == 0) and get_ident() != self._serving_thread:
             self._loop.waiter.wake()
 
     def _leave(self, session: Session) -> None:

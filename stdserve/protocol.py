@@ -60,11 +60,23 @@ class EndReason(Enum):
     ERROR = "error"
 
 
-@dataclass(frozen=True)
 class Lines:
     """A run of whole lines: ``data`` holds each with a LF, the CR of a CRLF removed. Iterates as text, len() counts."""
 
-    data: bytes
+    __slots__ = ("_count", "data")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self._count: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Lines({self.data!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Lines) and self.data == other.data
+
+    def __hash__(self) -> int:
+        return hash(self.data)
 
     def __iter__(self) -> Iterator[str]:
         return map(decode, self.split())
@@ -74,7 +86,9 @@ class Lines:
         return self.data[:-1].split(b"\n")
 
     def __len__(self) -> int:
-        return self.data.count(b"\n")
+        if self._count is None:  # once for a block: it is a fifth of the work
+            self._count = self.data.count(b"\n")
+        return self._count
 
     def visible(self) -> bytes:
         """Return the lines with control characters and undecodable bytes made visible."""
@@ -110,6 +124,9 @@ class SessionEnd:
 
 
 Event = Lines | Chunk | SessionEnd
+
+# Made once: a session has one, and many sessions are short.
+_ENDS = {reason: SessionEnd(reason) for reason in EndReason}
 
 # A line of nothing but the bytes of "exit" and of what str.strip() removes (LF aside, in UTF-8) may end the session;
 # few others look like it, and for those the text decides. One set of bytes costs the engine neither time nor memory,
@@ -214,7 +231,7 @@ class LineProtocol:
     def _finish(self, lines: bytes, reason: EndReason) -> list[Event]:
         self._ended = True
         self._pending.clear()
-        return [Lines(lines), SessionEnd(reason)] if lines else [SessionEnd(reason)]
+        return [Lines(lines), _ENDS[reason]] if lines else [_ENDS[reason]]
 
 
 class ChunkProtocol:
@@ -259,7 +276,7 @@ class ChunkProtocol:
         if self._ended:
             return []
         self._ended = True
-        return [Chunk(self._held), SessionEnd(reason)] if self._held else [SessionEnd(reason)]
+        return [Chunk(self._held), _ENDS[reason]] if self._held else [_ENDS[reason]]
 
     def _end_with(self, message: bytes, reason: EndReason) -> list[Event]:
         """End with a message that is not printed, but for the rest of a character of the one before."""

@@ -12,13 +12,13 @@ import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 
 from .children import POLL_SECONDS, Child, fork_child, ignore_signal
 from .listeners import close_listeners
 from .mixin import ServerMixin
 from .protocol import EndReason
-from .sessions import Session
+from .sessions import Session, has_said_all
 from .threads import SessionThreads
 
 TYPE_CHECKING = False
@@ -85,8 +85,17 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
         self._session_threads = SessionThreads(self._run_in_thread, self.max_conns)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Hand the session over to a thread."""
-        self._session_threads.submit(request, client_address)
+        """Hand the session over to a thread; one that cannot wait for anything is run here and now."""
+        if self._prompt and has_said_all(request):
+            self.run_session(request, client_address)
+        else:
+            self._session_threads.submit(request, client_address)
+
+    @cached_property
+    def _prompt(self) -> bool:
+        # Not inherited: what is prompt here may wait in a subclass.
+        prompt = getattr(self.RequestHandlerClass, "__dict__", {}).get("prompt", False)
+        return bool(prompt) and not self._preamble and self.sink.prompt
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Run the session, in its thread; may be overridden, as in ``ThreadingMixIn``."""

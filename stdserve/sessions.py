@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import sys
 import time
 
 from .addresses import format_peer
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
     from .proxyheader import ProxyHeader
     from .rows import SessionRow
 
-__all__ = ["LINGER_BYTES", "Peer", "Session", "end_output", "half_close", "linger"]
+__all__ = ["LINGER_BYTES", "Peer", "Session", "end_output", "half_close", "has_said_all", "linger"]
 
 #: Bytes that a lingering close reads at most.
 LINGER_BYTES = 64 * 1024 * 1024
 
+
+#: The option that tells a connection's state in its first byte, and the state in which nothing is to come (Linux).
+_TCP_INFO = getattr(socket, "TCP_INFO", -1) if sys.platform == "linux" else -1
+_CLOSE_WAIT = 8
 
 _numbers = itertools.count(1)
 
@@ -36,19 +41,21 @@ class Session:
     knows better, and what ``cut`` said once that was called. ``proxy`` is the header of the PROXY protocol that gave
     the address, ``tls`` the version of TLS that is spoken, ``subject`` whom the client's certificate is for; None
     where there is none.
+    ``at_end`` tells that the handler has read all that the peer ever sent.
     ``opened`` tells that nothing stood between the client and the handler any more, ``refusal`` why something did;
     ``seat`` belongs to whoever counts addresses.
     """
 
     __slots__ = (
         *(
+            "at_end",
             "client_address",
             "counted",
             "cut_for",
             "input_ended",
             "number",
             "opened",
-            "peer",
+            "_peer",
             "proxy",
             "reason",
             "refusal",
@@ -60,7 +67,7 @@ class Session:
         self.request = request
         self.number = next(_numbers)
         self.cut_for: EndReason | None = None
-        self.counted = self.input_ended = self.opened = False
+        self.at_end = self.counted = self.input_ended = self.opened = False
         self.proxy: ProxyHeader | None = None
         self.tls: str | None = None
         self.subject: str | None = None
@@ -93,12 +100,20 @@ class Session:
     def name(self, client_address: Any) -> None:
         """Say who the client is."""
         self.client_address = client_address
-        self.peer = format_peer(client_address)
+        self._peer: str | None = None
+
+    @property
+    def peer(self) -> str:
+        """Its address as text."""
+        if self._peer is None:  # where nobody asks for it, it is not made
+            self._peer = format_peer(self.client_address)
+        return self._peer
 
     def open(self) -> None:
         """Begin: nothing stands between the client and the handler any more, and what they say counts."""
         self.opened = True
-        self.tally.name(self.peer)
+        if type(self.tally) is not Tally:  # somebody watches
+            self.tally.name(self.peer)
         self.tally.open()
         request: Any = self.request
         self.counted = hasattr(request, "tally")
@@ -176,6 +191,14 @@ def half_close(request: socket.socket, how: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def has_said_all(request: socket.socket) -> bool:
+    """Tell whether the peer has finished sending already; only on Linux, for TCP, and never wrongly (tcp(7))."""
+    try:
+        return request.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0] == _CLOSE_WAIT
+    except OSError:
+        return False
 
 
 def end_output(request: Any, seconds: float) -> bool:

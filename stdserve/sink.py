@@ -78,10 +78,11 @@ class Sink:
         # errno of the first failure, seen by every process that shares the sink.
         self._failed = mmap.mmap(-1, mmap.PAGESIZE)
 
-    def write(self, event: Lines | Chunk, peer: str) -> None:
+    def write(self, event: Lines | Chunk, peer: object) -> None:
         """Write one run of lines, or one message, that ``peer`` sent; return when the system has taken all of it.
 
-        Raises OutputError when the output takes no more, and from then on at every call.
+        Of ``peer`` the text is written, where the format has it. Raises OutputError when the output takes no more, and
+        from then on at every call.
         """
         if error := self.error:
             raise error
@@ -92,6 +93,11 @@ class Sink:
         """Why the output takes no more, whichever process found out; None while it works."""
         code = int.from_bytes(self._failed[:4], sys.byteorder)
         return self._error_of(code) if code else None
+
+    @property
+    def prompt(self) -> bool:
+        """Whether a write never waits for a reader: the output is a regular file."""
+        return self._lock_fd is None
 
     def reopen(self) -> None:
         """Go on in the file that has the name now, after a rotation renamed this one; each process for itself."""
@@ -152,21 +158,22 @@ def _open_lock() -> int:
         return os.dup(file.fileno())
 
 
-def _as_text(event: Lines | Chunk, peer: str, raw: bool) -> bytes:
+def _as_text(event: Lines | Chunk, peer: object, raw: bool) -> bytes:
     return event.data if raw else event.visible()
 
 
-def _as_peer(event: Lines | Chunk, peer: str, raw: bool) -> bytes:
-    prefix = peer.encode() + b" "
+def _as_peer(event: Lines | Chunk, peer: object, raw: bool) -> bytes:
+    prefix = str(peer).encode() + b" "
     lines = (event.data if raw else event.visible()).removesuffix(b"\n")
     return prefix + lines.replace(b"\n", b"\n" + prefix) + b"\n"
 
 
-def _as_json(event: Lines | Chunk, peer: str, raw: bool) -> bytes:
+def _as_json(event: Lines | Chunk, peer: object, raw: bool) -> bytes:
     import json
     from datetime import datetime, timezone
 
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    rows = (json.dumps({"time": now, "peer": peer, "line": line}, ensure_ascii=False) for line in event)
+    name = str(peer)
+    rows = (json.dumps({"time": now, "peer": name, "line": line}, ensure_ascii=False) for line in event)
     # JSON escapes the C0 controls itself; these may stand in it as they are, but drive terminals.
     return _C1.sub(lambda control: f"\\u{ord(control[0]):04x}", "\n".join(rows) + "\n").encode()

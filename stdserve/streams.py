@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from .tally import Tally
 
 __all__ = ["CountedSocket", "LineTooLong", "SessionReader", "SessionSocket"]
+
+
+#: Whether an accepted socket has the mode of its listener, which does not block; on Linux it has not (accept(2)).
+_INHERITS_MODE = sys.platform != "linux"
 
 
 class LineTooLong(ConnectionAbortedError):
@@ -35,6 +40,21 @@ class SessionSocket(socket.socket):
         """Return a SessionSocket in the place of ``accepted``, which is closed without closing the connection."""
         family, kind, proto = accepted.family, accepted.type, accepted.proto
         return cls(family, kind, proto, accepted.detach())
+
+    @classmethod
+    def accept_from(cls, listener: socket.socket) -> tuple[SessionSocket, Any]:
+        """Take a client from ``listener``, as ``accept`` does; return its socket, which blocks, and its address."""
+        if type(listener) is socket.socket:
+            # As socket.accept does it, but for the socket that would be made only to be adopted.
+            fd, address = listener._accept()  # type: ignore[attr-defined]
+            plain = super(socket.socket, listener)  # whose family and type are the bare numbers
+            request = cls(plain.family, plain.type, plain.proto, fd)
+        else:  # one of the user's own, with an accept of its own
+            accepted, address = listener.accept()
+            request = cls.adopt(accepted)
+        if _INHERITS_MODE:  # pragma: no cover - the BSDs
+            request.setblocking(True)
+        return request, address
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
         """Return a file as ``socket.makefile`` does; those that are for reading bytes are a SessionReader."""

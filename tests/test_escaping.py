@@ -32,6 +32,28 @@ def test_control_characters_and_undecodable_bytes_are_shown_and_nothing_else_cha
     assert one_by_one(data) == escape(data).decode()
 
 
+@given(data, st.integers(0, 2))
+@example(b"\x00", 1)
+@example(b"\x7f", 1)
+@example("ж".encode(), 1)
+@example(b"", 1)
+def test_a_large_block_is_escaped_as_a_small_one_is(data: bytes, place: int) -> None:
+    """It is looked at in another way."""
+    plain = b"\tplain text\n" * 1000
+    blocks = [plain, plain]
+    blocks.insert(place, data)
+
+    assert b"".join(map(escape, blocks)) == escape(b"".join(blocks))
+
+
+@pytest.mark.parametrize("code", range(256))
+def test_no_byte_of_a_large_block_is_overlooked(code: int) -> None:
+    """Each of them, in the last place."""
+    byte, plain = bytes([code]), b"x" * 5000
+
+    assert plain + escape(byte) == escape(plain + byte)
+
+
 def test_every_character_of_unicode_is_judged_by_its_category() -> None:
     """All of them at once, also those that no random test would meet."""
     text = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF).encode()

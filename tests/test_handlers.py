@@ -205,6 +205,22 @@ def test_replies_may_go_out_one_by_one() -> None:
         answered.set()
 
 
+def test_the_files_of_a_stream_handler_are_there_when_they_are_asked_for() -> None:
+    """rfile, before the first line is read; wfile; and nothing else that is not."""
+
+    class Own(LineHandler):
+        def connection_made(self) -> None:
+            self.first = self.rfile.readline()
+            with pytest.raises(AttributeError, match="'Own' object has no attribute 'file'"):
+                self.file  # noqa: B018
+
+        def line_received(self, line: str) -> None:
+            self.wfile.write(self.first + line.encode())
+
+    with serving(Own) as server:
+        assert b"one\ntwo" == exchange(server.address, b"one\ntwo\n")
+
+
 def test_the_peer_tells_all_that_is_known_of_it() -> None:
     """As text in logs; its address as it is; TLS and the PROXY header where there are any."""
     seen: list[tuple[object, ...]] = []

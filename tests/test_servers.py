@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import socketserver
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import pytest
 from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange, read_all
 from test_mixin import LOCAL, Upper, running
 
-from stdserve import ForkServer, LineHandler, ServerMixin, SingleServer, ThreadServer, create_server
+from stdserve import ForkServer, LineHandler, PrintHandler, ServerMixin, SingleServer, ThreadServer, create_server
+from stdserve.sink import Sink, open_sink
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,54 @@ def test_each_server_is_a_real_subclass_of_its_standard_one(ours: type[ServerMix
     assert issubclass(ours, theirs)
     assert issubclass(ours, ServerMixin)
     assert ours.__mro__.index(ServerMixin) < ours.__mro__.index(theirs)
+
+
+class Notes(PrintHandler):
+    """Notes the thread that it runs in."""
+
+    prompt = True
+    threads: list[int]
+
+    def connection_made(self) -> None:
+        self.threads.append(threading.get_ident())
+
+
+class Heir(Notes):
+    """What it does besides may wait."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who has said all")
+@pytest.mark.parametrize(
+    ("handler", "to_a_file", "finished", "here"),
+    [(Notes, True, True, True), (Heir, True, True, False), (Notes, False, True, False), (Notes, True, False, False)],
+    ids=["all said", "not inherited", "output that may wait", "not all said"],
+)
+def test_who_has_said_all_is_served_without_a_thread_where_nothing_can_wait(
+    handler: type[Notes], to_a_file: bool, finished: bool, here: bool, tmp_path: Path
+) -> None:
+    """By the thread that accepts; what was said is printed as ever."""
+    handler.threads = []
+    reader, writer = os.pipe()
+    sink = open_sink(str(tmp_path / "out")) if to_a_file else Sink(writer)
+    server = create_server(handler, bind="127.0.0.1:0", sink=sink)
+    with connect(server.server_address) as client:
+        client.sendall(b"one\n")
+        if finished:
+            client.shutdown(socket.SHUT_WR)
+        with running(server):
+            eventually(lambda: handler.threads)
+            main = server._serving_thread
+            if not finished:
+                client.sendall(b"exit\n")
+            assert b"" == read_all(client)
+    sink.close()
+    if to_a_file:
+        os.close(writer)
+    assert here == (handler.threads == [main])
+    with open(tmp_path / "out" if to_a_file else reader, "rb") as out:
+        assert b"one\n" == out.read()
+    if to_a_file:
+        os.close(reader)
 
 
 def test_threads_are_reused_from_one_session_to_the_next() -> None:

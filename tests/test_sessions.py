@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from processes import DEADLINE, connect, eventually, read_all, reset
 
 from stdserve.protocol import EndReason
-from stdserve.sessions import Session, half_close, linger
+from stdserve.sessions import Session, half_close, has_said_all, linger
 
 
 @pytest.fixture
@@ -242,3 +243,19 @@ def test_what_was_asked_of_a_session_holds_for_the_socket_it_moves_to() -> None:
         session.cut(EndReason.CUT)
         session.move_to(first)
         assert b"" == second.recv(1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_a_peer_that_has_finished_sending_is_known_by_that(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Whether what it sent has been read or not; not where it may go on, or where the system does not tell."""
+    ours, theirs = pair
+    theirs.sendall(b"one")
+    assert not has_said_all(ours)
+    theirs.shutdown(socket.SHUT_WR)
+    eventually(lambda: has_said_all(ours))
+    assert b"one" == read_all(ours)
+    assert has_said_all(ours)
+    here, there = socket.socketpair()
+    with here, there:
+        there.close()
+        assert not has_said_all(here)

@@ -166,3 +166,15 @@ def test_standard_output_stays_open_when_the_sink_is_closed() -> None:
     sink = open_sink()
     sink.close()
     os.fstat(1)
+
+
+def test_a_regular_file_is_prompt_and_a_pipe_waits_for_its_reader(tmp_path: Path) -> None:
+    """So whoever must not wait can know."""
+    reader, writer = os.pipe()
+    pipe, file = Sink(writer), open_sink(str(tmp_path / "out"))
+    try:
+        assert (False, True) == (pipe.prompt, file.prompt)
+    finally:
+        pipe.close()
+        file.close()
+        os.close(reader)

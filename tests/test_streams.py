@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 
@@ -140,3 +141,30 @@ def test_close_now_closes_though_files_are_open() -> None:
     session.close_now()
     reader.close()
     theirs.close()
+
+
+class Wrapped(socket.socket):
+    """A listener with an accept of its own, as TLS on the listener has."""
+
+    def accept(self) -> tuple[socket.socket, object]:
+        accepted, address = super().accept()
+        return accepted, ("told", address)
+
+
+@pytest.mark.parametrize("kind", [socket.socket, Wrapped])
+def test_an_accepted_connection_blocks_whatever_the_listener_does(kind: type[socket.socket]) -> None:
+    """Its address is what accept gave, also where that is the user's own."""
+    with kind() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname()) as client:
+            ready, _, _ = select.select([listener], [], [], DEADLINE)
+            assert ready
+            listener.setblocking(False)
+            session, address = SessionSocket.accept_from(listener)
+            with session:
+                assert session.gettimeout() is None
+                assert client.getsockname() == (address[1] if kind is Wrapped else address)
+                assert (socket.AF_INET, socket.SOCK_STREAM) == (session.family, session.type)
+                client.sendall(b"x")
+                assert b"x" == session.recv(1)
