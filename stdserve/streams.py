@@ -47,7 +47,7 @@ class SessionSocket(socket.socket):
         if type(listener) is socket.socket:
             # As socket.accept does it, but for the socket that would be made only to be adopted.
             fd, address = listener._accept()  # type: ignore[attr-defined]
-            plain = super(socket.socket, listener)  # whose family and type are the bare numbers
+            plain: Any = super(socket.socket, listener)  # whose family and type are the bare numbers
             request = cls(plain.family, plain.type, plain.proto, fd)
         else:  # one of the user's own, with an accept of its own
             accepted, address = listener.accept()
