@@ -19,6 +19,7 @@ from .accepting import AcceptLoop
 from .access import Admission
 from .addresses import format_peer
 from .blame import reason_for, refusal_for
+from .detaching import DetachMixin
 from .errors import OutputError, PeerError
 from .interrupts import StopNow, breaks_off
 from .listeners import BACKLOG, address_of, client_address_of, close_listeners, family_for, prepare_listener
@@ -47,11 +48,12 @@ _log = logging.getLogger("stdserve")
 _TCPServer = socketserver.TCPServer
 
 
-class ServerMixin(StopMixin, socketserver.TCPServer):
+class ServerMixin(StopMixin, DetachMixin, socketserver.TCPServer):
     """What every mode shares: the accept loop, its bounds, the life of a session, the stop.
 
     Methods for the caller: those of ``socketserver.BaseServer``. ``shutdown`` may be called from anywhere,
-    a handler, a signal handler and the serving thread included; ``request_stop`` is the same without waiting.
+    a handler, a signal handler and the serving thread included; ``request_stop`` is the same without waiting. ``detach_request``
+    is for handlers that keep their connection.
 
     Methods that may be overridden: those of ``BaseServer`` too: ``get_request``, ``verify_request``,
     ``process_request``, ``finish_request``, ``shutdown_request``, ``close_request``, ``handle_error``,
@@ -281,6 +283,8 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
                 self._open(session)
                 request, client_address = session.request, session.client_address
             self.finish_request(request, client_address)
+            if session is not None:
+                request = session.request  # another one if the handler keeps its own
             self.shutdown_request(request)
         except BaseException as error:
             if session is not None:

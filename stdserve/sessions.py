@@ -37,7 +37,7 @@ class Session:
     the address, ``tls`` the version of TLS that is spoken, ``subject`` whom the client's certificate is for; None
     where there is none.
     ``opened`` tells that nothing stood between the client and the handler any more, ``refusal`` why something did;
-    ``seat`` belongs to whoever counts addresses.
+    ``seat`` belongs to whoever counts addresses, ``kept`` is the socket that a handler has detached.
     """
 
     __slots__ = (
@@ -46,6 +46,7 @@ class Session:
             "counted",
             "cut_for",
             "input_ended",
+            "kept",
             "number",
             "opened",
             "peer",
@@ -65,6 +66,7 @@ class Session:
         self.tls: str | None = None
         self.subject: str | None = None
         self.seat: Any = None
+        self.kept: socket.socket | None = None
         self.name(client_address)
         self.started = time.monotonic()
         self.reason = EndReason.CLOSED
