@@ -50,8 +50,9 @@ def load_handler(target: str) -> Handler:
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
     elif not _is_handler(found):
-        what = "is no request handler" if isinstance(found, type) else f"is {kind_of(found)}, no request handler"
-        raise ConfigError(f"{where}: {name} {what}: it is not a subclass of socketserver.BaseRequestHandler")
+        what = f"{found.__name__} is" if isinstance(found, type) else f"it is {kind_of(found)},"
+        told = f"{what} not a subclass of socketserver.BaseRequestHandler"
+        raise ConfigError(f"{where}: {name} is no request handler: {told}")
     handler: Handler = found
     return handler
 

@@ -89,6 +89,11 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
         """Hand the session over to a thread."""
         self._session_threads.submit(request, client_address)
 
+    def server_close(self) -> None:
+        """Close the listeners and what the server holds, as in every mode, and let idle threads end."""
+        super().server_close()
+        self._session_threads.close()
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Run the session, in its thread; may be overridden, as in ``ThreadingMixIn``."""
         self.run_session(request, client_address)
