@@ -54,7 +54,7 @@ def mode_of(server: type[ServerMixin]) -> str:
     for ancestor in server.__mro__:
         if ancestor in words:
             return words[ancestor]
-    raise ConfigError(f"{server.__name__} is of no mode: derive it from one of {', '.join(c.__name__ for c in words)}")
+    raise ConfigError(f"{server.__name__} is of no mode: derive it from one of {', '.join(c.__name__ for c in MODES.values())}")
 
 
 def server_for(
@@ -118,13 +118,17 @@ def create_server(
         server = composed(
             opened[0].getsockname(), request_handler, listeners=opened, options=options, sink=sink, counters=counters
         )
-        if attributes:
-            from .composing import set_attributes
-
-            set_attributes(server, attributes)
     except BaseException:
         close_listeners(opened)
         raise
+    if attributes:
+        from .composing import set_attributes
+
+        try:
+            set_attributes(server, attributes)
+        except BaseException:
+            server.server_close()
+            raise
     return server
 
 
