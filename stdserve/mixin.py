@@ -154,6 +154,8 @@ class ServerMixin(StopMixin, DetachMixin, socketserver.TCPServer):
     def server_activate(self) -> None:
         """Listen; never block in accept, where a client may have gone, or to another worker."""
         super().server_activate()
+        if self.timeout is None:
+            self.timeout = self.socket.gettimeout() or None  # the other place where handle_request looks for one
         prepare_listener(self.socket)
 
     def server_close(self) -> None:
@@ -211,9 +213,10 @@ class ServerMixin(StopMixin, DetachMixin, socketserver.TCPServer):
     def handle_request(self) -> None:
         """Wait for one client, ``self.timeout`` seconds at most, and serve it; without one call ``handle_timeout``.
 
-        A stop ends the wait.
+        A timeout that was set on ``socket`` holds, too; a stop ends the wait.
         """
-        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        limits = [seconds for seconds in (self.timeout, self.socket.gettimeout() or None) if seconds is not None]
+        deadline = time.monotonic() + min(limits) if limits else None
         self._take_until = self._taken + 1
         with self._serving():
             try:

@@ -92,7 +92,8 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
     def server_close(self) -> None:
         """Close the listeners and what the server holds, as in every mode, and let idle threads end."""
         super().server_close()
-        self._session_threads.close()
+        if "_session_threads" in vars(self):  # a constructor that fails closes what there is
+            self._session_threads.close()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Run the session, in its thread; may be overridden, as in ``ThreadingMixIn``."""

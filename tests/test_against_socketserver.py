@@ -64,13 +64,16 @@ def leaves(suite):
 module = importlib.import_module("test." + name)
 tests = leaves(unittest.defaultTestLoader.loadTestsFromModule(module))
 # Python 3.14's HTTPSServer does its handshakes in the accept loop, on the listening socket: fault 13 of our list.
-suite = unittest.TestSuite(test for test in tests if "HTTPS" not in type(test).__name__)
+left_out = ["HTTPSServer"]
+if sys.version_info < (3, 11):
+    left_out.append("MultiPathServer")  # they pass; each waits three seconds for a request that does not come
+suite = unittest.TestSuite(test for test in tests if not any(name in type(test).__name__ for name in left_out))
 sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())
 """
 
 
 @pytest.mark.parametrize("server", ["SingleServer", "ThreadServer"])
-@pytest.mark.parametrize(("name", "least"), [("test_httpservers", 60), ("test_xmlrpc", 80)])
+@pytest.mark.parametrize(("name", "least"), [("test_httpservers", 60), ("test_xmlrpc", 75)])
 def test_what_is_built_on_socketserver_passes_its_tests_on_our_servers(name: str, least: int, server: str) -> None:
     """Those of HTTP and XML-RPC, all of them."""
     if subprocess.run([sys.executable, "-c", f"import test.{name}"], capture_output=True).returncode:
