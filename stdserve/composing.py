@@ -74,7 +74,7 @@ def _beginning_with(begun: Sequence[type], last: type, server: type[ServerMixin]
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         for cls in begun:
             cls.__init__(self)  # type: ignore[misc] # it is known to take nothing
-        super(last, self).__init__(*args, **kwargs)
+        super(last, self).__init__(*args, **kwargs)  # type: ignore[arg-type] # a class that stands in front
 
     names = {"__init__": __init__, "__module__": server.__module__, "__doc__": server.__doc__}
     return type(server.__name__, (server,), names)

@@ -12,8 +12,8 @@ from .handlers import PrintHandler
 from .listeners import close_listeners, open_listeners
 from .mixin import ServerMixin
 from .options import Options, make_options
-from .session_options import DEFAULT_MODE
 from .servers import SingleServer, ThreadServer
+from .session_options import DEFAULT_MODE
 from .sink import Sink
 
 TYPE_CHECKING = False
@@ -54,7 +54,8 @@ def mode_of(server: type[ServerMixin]) -> str:
     for ancestor in server.__mro__:
         if ancestor in words:
             return words[ancestor]
-    raise ConfigError(f"{server.__name__} is of no mode: derive it from one of {', '.join(c.__name__ for c in MODES.values())}")
+    known = ", ".join(composed.__name__ for composed in MODES.values())
+    raise ConfigError(f"{server.__name__} is of no mode: derive it from one of {known}")
 
 
 def server_for(
@@ -66,7 +67,7 @@ def server_for(
     is its own. Raises ConfigError for one that is not, has none, or is of another mode.
     """
     if not (isinstance(handler, type) and issubclass(handler, socketserver.BaseServer)):
-        return server_class(mode), handler
+        return server_class(mode), handler  # type: ignore[return-value] # it is called as what it is
     if not issubclass(handler, ServerMixin):
         raise ConfigError(
             f"{handler.__name__} is a server class, but none of stdserve's:"

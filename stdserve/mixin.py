@@ -51,9 +51,9 @@ _TCPServer = socketserver.TCPServer
 class ServerMixin(StopMixin, DetachMixin, socketserver.TCPServer):
     """What every mode shares: the accept loop, its bounds, the life of a session, the stop.
 
-    Methods for the caller: those of ``socketserver.BaseServer``. ``shutdown`` may be called from anywhere,
-    a handler, a signal handler and the serving thread included; ``request_stop`` is the same without waiting. ``detach_request``
-    is for handlers that keep their connection.
+    Methods for the caller: those of ``socketserver.BaseServer``. ``shutdown`` may be called from anywhere, a handler,
+    a signal handler and the serving thread included; ``request_stop`` is the same without waiting.
+    ``detach_request`` is for handlers that keep their connection.
 
     Methods that may be overridden: those of ``BaseServer`` too: ``get_request``, ``verify_request``,
     ``process_request``, ``finish_request``, ``shutdown_request``, ``close_request``, ``handle_error``,

@@ -48,9 +48,9 @@ def serve(
     """Serve until SIGTERM or SIGINT (each tells sessions to end, a second one cuts them), then return.
 
     ``handler``, ``attributes`` and ``bases`` are what ``create_server`` takes; without a handler, ``options.handler``
-    is loaded. ``settings`` are fields of ``Options``, on top of ``options``. ``ready(addresses)`` is called once clients can connect, with the
-    addresses as text. To be called in the main thread, before other threads run if the mode or workers fork. With
-    ``options.user`` or ``group`` the process is somebody else from then on, and stays so.
+    is loaded. ``settings`` are fields of ``Options``, on top of ``options``. ``ready(addresses)`` is called once
+    clients can connect, with the addresses as text. To be called in the main thread, before other threads run if the
+    mode or workers fork. With ``options.user`` or ``group`` the process is somebody else from then on, and stays so.
 
     Raises ConfigError (wrong options or handler), StartError (an address, a file or a user cannot be had), OutputError
     (the output takes no more).

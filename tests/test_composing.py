@@ -58,7 +58,8 @@ def test_serve_takes_them_too(workers: str, tmp_path: Path) -> None:
         "class Greets:\n"
         "    def greet(self): return self.greeting.upper()\n"
         "if __name__ == '__main__':\n"
-        "    handler, options = (Tells, None) if sys.argv[1] == 'class' else (None, stdserve.Options(handler='program:Tells'))\n"
+        "    named = stdserve.Options(handler='program:Tells')\n"
+        "    handler, options = (Tells, None) if sys.argv[1] == 'class' else (None, named)\n"
         "    stdserve.serve(handler, options, bind='127.0.0.1:0', workers=%s, attributes={'greeting': 'hello'},\n"
         "        bases=[Greets], ready=lambda addresses: print(addresses[0], flush=True))\n" % workers
     )
@@ -176,5 +177,9 @@ def test_what_is_the_servers_own_cannot_be_set(name: str) -> None:
 
 def test_a_start_without_them_imports_nothing_for_them() -> None:
     """Few servers need it."""
-    code = "import stdserve, sys; stdserve.create_server(port=0).server_close(); print('stdserve.composing' in sys.modules)"
+    code = (
+        "import stdserve, sys\n"
+        "stdserve.create_server(port=0).server_close()\n"
+        "print('stdserve.composing' in sys.modules)\n"
+    )
     assert b"False\n" == subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).stdout

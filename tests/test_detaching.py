@@ -59,16 +59,19 @@ Keeps: Any = _names["Keeps"]
 def test_a_connection_that_is_kept_goes_on(mode: str, transport: str, authority: Authority) -> None:
     """After the session has ended, over TLS too; neither end nor limit of the server's holds for it."""
     limits = {"idle_timeout": 0.2, "session_timeout": 0.3, "linger_timeout": 0.1}
-    with offered(Keeps, mode, transport, authority, **limits) as server:
-        with server.connect() as first, server.connect() as second:
-            for _ in range(3):
-                threading.Event().wait(0.15)  # past each of the limits
-                for client in (first, second):
-                    client.sendall(b"one")
-                    assert b"ONE" == client.recv(100)
-            if transport != "tls":  # the standard library's client cannot say that it has finished
-                first.shutdown(1)
-                assert b"bye" == read_all(first)
+    with (
+        offered(Keeps, mode, transport, authority, **limits) as server,
+        server.connect() as first,
+        server.connect() as second,
+    ):
+        for _ in range(3):
+            threading.Event().wait(0.15)  # past each of the limits
+            for client in (first, second):
+                client.sendall(b"one")
+                assert b"ONE" == client.recv(100)
+        if transport != "tls":  # the standard library's client cannot say that it has finished
+            first.shutdown(1)
+            assert b"bye" == read_all(first)
 
 
 @pytest.fixture(autouse=True)
@@ -151,20 +154,26 @@ def test_a_stop_that_comes_before_the_handler_returns_is_not_lost(tmp_path: Path
 def test_what_goes_wrong_after_that_leaves_the_connection_alone(tmp_path: Path) -> None:
     """It is logged, with its traceback."""
     for handler, reason in (("Fails", "LookupError"), ("Twice", "ValueError: only the request of a session that runs")):
-        with ServerProcess("--handler", f"keepers:{handler}", cwd=tmp_path) as server:
-            with connect(server.address) as client:
-                server.wait_for_log(f"^{reason}")
-                server.wait_for_log("^close .* reason=error")
-                client.sendall(b"one")
-                assert b"ONE" == client.recv(100)
+        with (
+            ServerProcess("--handler", f"keepers:{handler}", cwd=tmp_path) as server,
+            connect(server.address) as client,
+        ):
+            server.wait_for_log(f"^{reason}")
+            server.wait_for_log("^close .* reason=error")
+            client.sendall(b"one")
+            assert b"ONE" == client.recv(100)
 
 
 def test_only_a_session_of_the_server_can_be_detached() -> None:
     """No other socket."""
     here, there = socket.socketpair()
-    with create_server(Keeps, bind="127.0.0.1:0") as server, here, there:
-        with pytest.raises(ValueError, match="only the request of a session"):
-            server.detach_request(here)
+    with (
+        here,
+        there,
+        create_server(Keeps, bind="127.0.0.1:0") as server,
+        pytest.raises(ValueError, match="only the request of a session"),
+    ):
+        server.detach_request(here)
 
 
 def test_threads_that_are_not_threadings_are_not_waited_for() -> None:

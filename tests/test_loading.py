@@ -85,7 +85,11 @@ def test_what_can_be_run_is_run(target: str, word: bytes) -> None:
         ("fail", "fail() raised LookupError('no luck')"),
         ("opaque", "opaque() raised TypeError("),
         ("wants", "wants is no request handler, and takes arguments, (something), which nobody has for it"),
-        ("app", "app is no request handler, and takes arguments, (environ, start_response), which nobody has for it; a WSGI application is run by --wsgi shop:app"),
+        (
+            "app",
+            "app is no request handler, and takes arguments, (environ, start_response), which nobody has for it;"
+            " a WSGI application is run by --wsgi shop:app",
+        ),
         ("Bare", "Bare has no request handler: let its RequestHandlerClass be one"),
         ("Foreign", "Foreign is a server class, but none of stdserve's: derive it from SingleServer"),
     ],
@@ -105,9 +109,11 @@ def test_a_server_class_has_a_mode_of_its_own() -> None:
         assert isinstance(server, ForkServer)
     with pytest.raises(ConfigError, match="--mode thread is not the mode of Single, which is single: leave --mode out"):
         create_server(shop.Single, "thread", bind="127.0.0.1:0")
-    with pytest.raises(ConfigError, match="Own is of no mode: derive it from one of SingleServer, ThreadServer"):
-        with serving(shop.Own):
-            pass
+    with (
+        pytest.raises(ConfigError, match="Own is of no mode: derive it from one of SingleServer, ThreadServer"),
+        serving(shop.Own),
+    ):
+        pass
 
 
 def test_the_options_name_what_a_test_serves() -> None:
@@ -161,7 +167,11 @@ def test_check_config_loads_what_it_checks(tmp_path: Path) -> None:
         ("", "--handler tried:Handler: module 'tried' has no 'Handler'"),
         ("import os\nos._exit(5)\n", "--handler tried:Handler: the process that imported it for a try .* status 5"),
         ("from stdserve import EchoHandler as Handler\n", "None"),
-        ("from stdserve import ForkServer, EchoHandler\nclass Handler(ForkServer): RequestHandlerClass = EchoHandler\n", "fork"),
+        (
+            "from stdserve import ForkServer, EchoHandler\n"
+            "class Handler(ForkServer): RequestHandlerClass = EchoHandler\n",
+            "fork",
+        ),
     ],
 )
 def test_a_handler_can_be_tried_without_a_trace_of_it(source: str, reason: str, tmp_path: Path) -> None:

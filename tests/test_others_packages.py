@@ -80,10 +80,12 @@ def test_hl7apy(mode: str, transport: str, authority: Authority) -> None:
     handlers = {"QBP^Q22^QBP_Q21": (Answers, "well")}
     attributes = {"handlers": handlers, "timeout": 10}
     message = "MSH|^~\\&|REC APP|REC FAC|SEND APP|SEND FAC|20110708163513||QBP^Q22^QBP_Q21|111069|D|2.5||||||\rQPD|1\r"
-    with offered(mllp.MLLPRequestHandler, mode, transport, authority, attributes=attributes) as server:
-        with server.connect() as client:
-            client.sendall(b"\x0b" + message.encode() + b"\x1c\r")
-            assert f"\x0bwell {len(message)}\x1c\r".encode() == client.recv(1000)
+    with (
+        offered(mllp.MLLPRequestHandler, mode, transport, authority, attributes=attributes) as server,
+        server.connect() as client,
+    ):
+        client.sendall(b"\x0b" + message.encode() + b"\x1c\r")
+        assert f"\x0bwell {len(message)}\x1c\r".encode() == client.recv(1000)
 
 
 @every_mode
@@ -114,7 +116,7 @@ def test_dnslib(mode: str, transport: str, authority: Authority) -> None:
 @every_mode
 @every_transport
 def test_websocket_server(mode: str, transport: str, authority: Authority) -> None:
-    """Handshake, messages short and long, a ping, the end. Its own TLS is plain text from Python 3.12 on; ours is TLS."""
+    """Handshake, messages short and long, a ping, the end. Its own TLS is plain text from 3.12 on; ours is TLS."""
     websocket = package("websocket")
 
     class Told:

@@ -56,7 +56,10 @@ def test_names_are_found() -> None:
         ("target_module:make()()", "--wsgi must be module:app, not 'target_module:make()()'"),
         ("target_module:Outer..Inner", "--wsgi must be module:app, not 'target_module:Outer..Inner'"),
         ("target_module:make(1)", "not 'target_module:make(1)'; a call takes no arguments here"),
-        ("target_module:Outre", "--wsgi target_module:Outre: module 'target_module' has no 'Outre'; did you mean 'Outer'?"),
+        (
+            "target_module:Outre",
+            "--wsgi target_module:Outre: module 'target_module' has no 'Outre'; did you mean 'Outer'?",
+        ),
         ("target_module:Outer.iner", "Outer has no 'iner'; did you mean 'Inner'?"),
         ("target_module:Outer.Inner.wrod", "Outer.Inner has no 'wrod'; did you mean 'word'?"),
         ("target_module:qqq", "module 'target_module' has no 'qqq'"),
