@@ -311,7 +311,7 @@ class ServerMixin(StopMixin, DetachMixin, socketserver.TCPServer):
                     del self.sessions[accepted]
         session.open()
         told = {"tls": session.tls, "subject": session.subject}
-        _log.log(_level(session), session.event("open", **{name: text for name, text in told.items() if text}))
+        _log.log(session.level, session.event("open", **{name: text for name, text in told.items() if text}))
 
     def _end_badly(self, request: Any, client_address: Any) -> None:
         """Report the exception being handled and close the connection, even if the hooks for that raise too."""
@@ -377,7 +377,7 @@ class ServerMixin(StopMixin, DetachMixin, socketserver.TCPServer):
         reason = session.end()
         if session.opened:
             _log.log(
-                _level(session),
+                session.level,
                 session.event(
                     "close",
                     reason=reason,
@@ -394,9 +394,3 @@ class ServerMixin(StopMixin, DetachMixin, socketserver.TCPServer):
         """Let others have what the session had."""
         self._admission.leave(session)
         self.counters.give_back(session.tally)  # type: ignore[arg-type] # what its own ``take`` has returned
-
-
-def _level(session: Session) -> int:
-    """Return the level of a session's lines in the log: a proxy that only looks whether we live does it all day."""
-    looks = session.proxy is not None and session.proxy.local and not session.received
-    return logging.DEBUG if looks else logging.INFO

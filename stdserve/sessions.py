@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import socket
 import time
 
@@ -87,6 +88,12 @@ class Session:
     def seconds(self) -> float:
         """How long the session has lasted."""
         return time.monotonic() - self.started
+
+    @property
+    def level(self) -> int:
+        """The level of its lines in the log: a proxy that only looks whether the server lives does so all day."""
+        looks = self.proxy is not None and self.proxy.local and not self.received
+        return logging.DEBUG if looks else logging.INFO
 
     def event(self, word: str, text: str = "", **fields: Any) -> Event:
         """Return an event of the log that is about this session."""
