@@ -30,6 +30,7 @@ SETTINGS: dict[str, tuple[list[str], Any]] = {
     "reuse_port": (["--reuse-port"], True),
     "workers": (["-w", "3"], 3),
     "handler": (["--handler", "module:Class"], "module:Class"),
+    "wsgi": (["--wsgi", "module:app"], "module:app"),
     "framing": (["--framing", "chunk"], "chunk"),
     "format": (["--format", "json"], "json"),
     "output": (["-o", "file"], "file"),
