@@ -82,14 +82,9 @@ def _beginning_with(begun: Sequence[type], last: type, server: type[ServerMixin]
 
 def _front_of(server: type[ServerMixin]) -> list[type]:
     """Return the classes of others whose ``__init__`` would be called instead of the server's own."""
-    front = []
-    for cls in server.__mro__:
-        if "__init__" not in vars(cls) or cls is _Door:
-            continue
-        if issubclass(cls, ServerMixin):
-            break
-        front.append(cls)
-    return front
+    made = [cls for cls in server.__mro__ if "__init__" in vars(cls) and cls is not _Door]
+    own = next(at for at, cls in enumerate(made) if issubclass(cls, ServerMixin))
+    return made[:own]
 
 
 def _passes_on(cls: type) -> bool:

@@ -70,5 +70,4 @@ def await_keepers(session: Session) -> None:
 
 def end_kept_input(session: Session) -> None:
     """Let whoever keeps the connection of a session read EOF."""
-    if session.kept is not None:
-        half_close(session.kept, socket.SHUT_RD)
+    half_close(session.kept or session.request, socket.SHUT_RD)

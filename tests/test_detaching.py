@@ -149,6 +149,7 @@ def test_a_stop_that_comes_before_the_handler_returns_is_not_lost(tmp_path: Path
     )
     with ServerProcess("--handler", "late:Late", "--mode", "fork", cwd=tmp_path) as server:
         assert b"bye" == exchange(server.address, b"", half_close=False)
+        assert 0 == server.wait()
 
 
 def test_what_goes_wrong_after_that_leaves_the_connection_alone(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import DEADLINE, ServerProcess, children_of, exchange
+from processes import DEADLINE, ServerProcess, children_of, eventually, exchange
 
 from stdserve import ConfigError, EchoHandler, ForkServer, Options, create_server, serving
 from stdserve.loading import load_handler
@@ -148,7 +148,7 @@ def test_workers_load_anew_what_a_function_makes(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGHUP)
         server.wait_for_log("--mode fork is not the mode of Configured, which is single")
         assert b"another server" == exchange(server.address, b"")
-        assert 2 == len(children_of(server.pid))
+        eventually(lambda: 2 == len(children_of(server.pid)), "the worker that could not start has gone")
 
 
 def test_check_config_loads_what_it_checks(tmp_path: Path) -> None:
