@@ -14,7 +14,6 @@ from functools import partial
 
 from .children import Child, fork_child
 from .errors import ConfigError
-from .factory import mode_of, server_for
 from .targets import Parts, call_target, find_target, kind_of
 
 TYPE_CHECKING = False
@@ -45,6 +44,8 @@ def load_handler(target: str) -> Handler:
         _check_factory(found, name, where, target)
         found, name = call_target(found, name, where), f"{name}()"
     if isinstance(found, type) and issubclass(found, socketserver.BaseServer):
+        from .factory import server_for  # here and below: a request handler has time for it when clients can connect
+
         try:
             server_for(found, None)
         except ConfigError as error:
@@ -94,6 +95,8 @@ def settle_mode(options: Options, parts: Parts) -> Options:
     handler = parts.handler
     if not (isinstance(handler, type) and issubclass(handler, socketserver.BaseServer)):
         return options
+    from .factory import mode_of, server_for
+
     return options.with_mode(mode_of(server_for(handler, options.mode)[0]))
 
 
