@@ -154,7 +154,7 @@ def _explain(options: Options, addresses: Sequence[str], plain: bool, running: C
     """Tell how to try the server; only where it speaks for itself, not for a handler of the user's."""
     if running is not None:
         running()
-    if options.handler != Options.handler or options.log_level in ("warning", "error"):
+    if options.foreign or options.log_level in ("warning", "error"):
         return
     from .hints import ways_to_try  # here, when clients can connect already
 

@@ -20,6 +20,7 @@ from .accepting import AcceptLoop
 from .access import Admission
 from .addresses import format_peer
 from .blame import reason_for, refusal_for
+from .detaching import DetachMixin
 from .errors import OutputError, PeerError
 from .interrupts import StopNow, breaks_off
 from .listeners import BACKLOG, address_of, client_address_of, close_listeners, family_for, prepare_listener
@@ -48,11 +49,12 @@ _log = logging.getLogger("stdserve")
 _TCPServer = socketserver.TCPServer
 
 
-class ServerMixin(StopMixin, socketserver.TCPServer):
+class ServerMixin(StopMixin, DetachMixin, socketserver.TCPServer):
     """What every mode shares: the accept loop, its bounds, the life of a session, the stop.
 
-    Methods for the caller: those of ``socketserver.BaseServer``. ``shutdown`` may be called from anywhere,
-    a handler, a signal handler and the serving thread included; ``request_stop`` is the same without waiting.
+    Methods for the caller: those of ``socketserver.BaseServer``. ``shutdown`` may be called from anywhere, a handler,
+    a signal handler and the serving thread included; ``request_stop`` is the same without waiting.
+    ``detach_request`` is for handlers that keep their connection.
 
     Methods that may be overridden: those of ``BaseServer`` too: ``get_request``, ``verify_request``,
     ``process_request``, ``finish_request``, ``shutdown_request``, ``close_request``, ``handle_error``,
@@ -154,6 +156,8 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
     def server_activate(self) -> None:
         """Listen; never block in accept, where a client may have gone, or to another worker."""
         super().server_activate()
+        if self.timeout is None:
+            self.timeout = self.socket.gettimeout() or None  # the other place where handle_request looks for one
         prepare_listener(self.socket)
 
     def server_close(self) -> None:
@@ -209,9 +213,10 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
     def handle_request(self) -> None:
         """Wait for one client, ``self.timeout`` seconds at most, and serve it; without one call ``handle_timeout``.
 
-        A stop ends the wait.
+        A timeout that was set on ``socket`` holds, too; a stop ends the wait.
         """
-        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        limits = [seconds for seconds in (self.timeout, self.socket.gettimeout() or None) if seconds is not None]
+        deadline = time.monotonic() + min(limits) if limits else None
         self._take_until = self._taken + 1
         with self._serving():
             try:
@@ -281,6 +286,8 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
                 self._open(session)
                 request, client_address = session.request, session.client_address
             self.finish_request(request, client_address)
+            if session is not None:
+                request = session.request  # another one if the handler keeps its own
             self.shutdown_request(request)
         except BaseException as error:
             if session is not None:
@@ -303,9 +310,9 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
                     self.sessions[session.request] = session
                     del self.sessions[accepted]
         session.open()
-        if _log.isEnabledFor(level := _level(session)):
+        if _log.isEnabledFor(session.level):
             told = {"tls": session.tls, "subject": session.subject}
-            _log.log(level, session.event("open", **{name: text for name, text in told.items() if text}))
+            _log.log(session.level, session.event("open", **{name: text for name, text in told.items() if text}))
 
     def _end_badly(self, request: Any, client_address: Any) -> None:
         """Report the exception being handled and close the connection, even if the hooks for that raise too."""
@@ -372,9 +379,9 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         if session is None:
             return
         reason = session.end()
-        if session.opened and _log.isEnabledFor(level := _level(session)):
+        if session.opened and _log.isEnabledFor(session.level):
             _log.log(
-                level,
+                session.level,
                 session.event(
                     "close",
                     reason=reason,
@@ -391,9 +398,3 @@ class ServerMixin(StopMixin, socketserver.TCPServer):
         """Let others have what the session had."""
         self._admission.leave(session)
         self.counters.give_back(session.tally)  # type: ignore[arg-type] # what its own ``take`` has returned
-
-
-def _level(session: Session) -> int:
-    """Return the level of a session's lines in the log: a proxy that only looks whether we live does it all day."""
-    looks = session.proxy is not None and session.proxy.local and not session.received
-    return logging.DEBUG if looks else logging.INFO

@@ -6,6 +6,7 @@ of the README are made from :class:`Options`; nothing else lists them.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, fields, replace
@@ -134,6 +135,8 @@ class Options(SessionOptions):
             raise ConfigError("--max-sessions is of no use without --workers: nobody would start the next one")
         if self.max_sessions_jitter and self.max_sessions is None:
             raise ConfigError("--max-sessions-jitter is of no use without --max-sessions")
+        if self.wsgi is not None and self.handler != type(self).handler:
+            raise ConfigError("--wsgi and --handler exclude each other: the application has a handler of its own")
         for name in ("tls_key", "tls_password_file", "tls_client_ca", "tls_reload"):
             if getattr(self, name) and self.tls_cert is None:
                 raise ConfigError(f"--{name.replace('_', '-')} is of no use without --tls-cert")
@@ -152,6 +155,19 @@ class Options(SessionOptions):
     def status_addresses(self) -> tuple[Address, ...]:
         """Where the status server is to listen, if at all."""
         return () if self.status is None else (parse_address(self.status, DEFAULT_STATUS_PORT),)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether what is to run is not ours, and has yet to be found and imported."""
+        return self.handler != type(self).handler or self.wsgi is not None
+
+    def with_mode(self, mode: str) -> Options:
+        """Return the same options, with the files that they have loaded, for a mode that was found out since."""
+        if mode == self.mode:
+            return self
+        changed = copy.copy(self)
+        object.__setattr__(changed, "mode", mode)
+        return changed
 
     @property
     def supervised(self) -> bool:

@@ -56,6 +56,8 @@ class EndReason(Enum):
     RESET = "reset"
     #: The handler closed the session, or has no protocol of ours and returned.
     CLOSED = "closed"
+    #: The handler keeps the connection; what becomes of it is the handler's own affair.
+    DETACHED = "detached"
     #: The handler failed.
     ERROR = "error"
 

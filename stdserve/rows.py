@@ -40,7 +40,7 @@ CELL = 8
 #: Why sessions end: the words of ``protocol.EndReason``; "killed" for one whose process was.
 END_WORDS = (
     *("empty_line", "exit", "eof", "idle_timeout", "line_too_long", "session_timeout", "cut", "reset", "closed"),
-    *("error", "killed", "other"),
+    *("detached", "error", "killed", "other"),
 )
 
 #: Why connections become no session: the reasons of ``errors.PeerError``, and what else comes before a handler.

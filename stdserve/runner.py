@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,7 +14,7 @@ from .interrupts import hold_stops
 from .listeners import BACKLOG, close_listeners, effective_backlog, open_listeners
 from .logs import Event
 from .options import Options, make_options
-from .session_options import BUILT_IN_MODES
+from .session_options import BUILT_IN_MODES, DEFAULT_MODE
 from .sink import Sink, open_sink
 
 TYPE_CHECKING = False
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from .observing import Observation
     from .privileges import Identity
-    from .targets import Handler
+    from .targets import Handler, Parts
 
 __all__ = ["check", "serve", "umask_of"]
 
 #: What the rest of a start and sessions import only if they need it.
 _LATER = (
-    *("datetime", "faulthandler", "hashlib", "json", "random", "shlex", "struct"),
-    *(".heartbeat", ".hints", ".observing", ".proxy", ".running", ".supervisor", ".targets"),
+    *("datetime", "faulthandler", "hashlib", "json", "pkgutil", "random", "shlex", "struct"),
+    *(".composing", ".heartbeat", ".hints", ".loading", ".observing", ".proxy", ".running", ".supervisor"),
 )
 
 _log = logging.getLogger("stdserve")
@@ -41,22 +41,25 @@ def serve(
     options: Options | None = None,
     *,
     ready: Callable[[list[str]], None] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    bases: Sequence[type] = (),
     **settings: Any,
 ) -> None:
     """Serve until SIGTERM or SIGINT (each tells sessions to end, a second one cuts them), then return.
 
-    ``handler`` is a request handler class; without one, ``options.handler`` is loaded. ``settings`` are fields of
-    ``Options``, on top of ``options``. ``ready(addresses)`` is called once clients can connect, with the
-    addresses as text. To be called in the main thread, before other threads run if the mode or workers fork. With
-    ``options.user`` or ``group`` the process is somebody else from then on, and stays so.
+    ``handler``, ``attributes`` and ``bases`` are what ``create_server`` takes; without a handler, ``options.handler``
+    is loaded. ``settings`` are fields of ``Options``, on top of ``options``. ``ready(addresses)`` is called once
+    clients can connect, with the addresses as text. To be called in the main thread, before other threads run if the
+    mode or workers fork. With ``options.user`` or ``group`` the process is somebody else from then on, and stays so.
 
     Raises ConfigError (wrong options or handler), StartError (an address, a file or a user cannot be had), OutputError
     (the output takes no more).
     """
     options = make_options(options, settings)
     identity = _load_files(options)
+    parts = _parts(handler, attributes, bases)
     if identity is None:
-        handler = handler or _load_foreign(options)
+        options, parts = _load_foreign(options, parts)
     with _claims(options):
         made = _files_to_make(options)
         sink = open_sink(options.output, format=options.format, raw=options.raw)
@@ -65,8 +68,8 @@ def serve(
                 if identity is not None:
                     _become(identity, [*made, *_files_of([*listeners, *status])])
                     # With no more rights than it will have when workers are renewed.
-                    handler = handler or _load_foreign(options)
-                _run(partial(_announce, options, listeners, ready), handler, options, listeners, sink, status)
+                    options, parts = _load_foreign(options, parts)
+                _run(partial(_announce, options, listeners, ready), parts, options, listeners, sink, status)
         finally:
             sink.close()
 
@@ -88,7 +91,7 @@ def _listening(options: Options) -> Iterator[tuple[list[socket.socket], list[soc
 def check(options: Options) -> None:
     """Load all that ``serve`` would load, and open nothing; raise what it would raise for that."""
     _load_files(options)
-    _load_foreign(options)
+    _load_foreign(options, None)
 
 
 def _load_files(options: Options) -> Identity | None:
@@ -101,20 +104,30 @@ def _load_files(options: Options) -> Identity | None:
     return find_identity(options.user, options.group)
 
 
-def _load_foreign(options: Options) -> Handler | None:
-    """Load what may be wrong: a mode and a handler that are not ours; None if that is left to who serves."""
-    if options.mode not in BUILT_IN_MODES:
+def _parts(handler: Handler | None, attributes: Mapping[str, Any] | None, bases: Sequence[type]) -> Parts | None:
+    if handler is None and not attributes and not bases:
+        return None
+    from .targets import Parts  # here, for the command line has none
+
+    return Parts(handler, attributes, bases)
+
+
+def _load_foreign(options: Options, parts: Parts | None) -> tuple[Options, Parts | None]:
+    """Load what may be wrong: a mode and a handler that are not ours; workers load the handler for themselves."""
+    if options.mode is not None and options.mode not in BUILT_IN_MODES:
         from .factory import server_class
 
         server_class(options.mode)
-    if options.handler == Options.handler:
-        return None
-    from .targets import check_handler, load_handler
+    if parts is None and not options.foreign:
+        return options, None
+    from .loading import load_parts, settle_mode, try_parts
+    from .targets import Parts
 
-    if options.supervised:
-        check_handler(options.handler)  # each of them imports it for itself, anew after each reload
-        return None
-    return load_handler(options.handler)
+    parts = parts or Parts()
+    if options.supervised and parts.handler is None:
+        return try_parts(options, parts), parts  # each of them imports it for itself, anew after each reload
+    parts = load_parts(options, parts)
+    return settle_mode(options, parts), parts
 
 
 @contextmanager
@@ -167,7 +180,7 @@ def _become(identity: Identity, made: Sequence[str]) -> None:
 
 def _run(
     announce: Callable[[], None],
-    handler: Handler | None,
+    parts: Parts | None,
     options: Options,
     listeners: Sequence[socket.socket],
     sink: Sink,
@@ -178,7 +191,7 @@ def _run(
         from .running import run_workers
 
         heartbeat = service_heartbeat(listeners)
-        run_workers(announce, handler, options, listeners, sink, heartbeat, _observe(options, listeners, status))
+        run_workers(announce, parts, options, listeners, sink, heartbeat, _observe(options, listeners, status))
         return
     # Half of the start is still to be done; clients that come meanwhile wait in the backlog, and so does a stop.
     with hold_stops():
@@ -186,7 +199,7 @@ def _run(
         from .heartbeat import service_heartbeat
         from .running import run_alone
 
-        run_alone(handler, options, listeners, sink, heartbeat=service_heartbeat(listeners))
+        run_alone(parts, options, listeners, sink, heartbeat=service_heartbeat(listeners))
 
 
 def _observe(
@@ -204,9 +217,10 @@ def _announce(options: Options, listeners: Sequence[socket.socket], ready: Calla
     workers = f", {options.workers} worker{'s' * (options.workers > 1)}" if options.workers is not None else ""
     # The kernel's number, not the one asked for: clients beyond it are dropped, and nobody else tells.
     backlog = effective_backlog(BACKLOG)
+    mode = options.mode or DEFAULT_MODE
     for address in addresses:
-        text = f"on {address} (mode {options.mode}{workers}, backlog {backlog}, pid {os.getpid()})"
-        told = {"address": address, "mode": options.mode, "workers": options.workers, "backlog": backlog}
+        text = f"on {address} (mode {mode}{workers}, backlog {backlog}, pid {os.getpid()})"
+        told = {"address": address, "mode": mode, "workers": options.workers, "backlog": backlog}
         _log.info(Event("listening", text, data=told))
     if ready is not None:
         ready(addresses)

@@ -20,8 +20,7 @@ from functools import partial
 from types import FrameType
 
 from .errors import OutputError, StartError, StdserveError
-from .factory import create_server
-from .handlers import PrintHandler
+from .factory import create_server_of
 from .heartbeat import Heartbeat
 from .interrupts import STOP_SIGNALS, StopNow, let_stops
 from .listeners import close_listeners
@@ -30,7 +29,6 @@ from .mixin import ServerMixin
 from .options import Options
 from .sink import Sink
 from .stacks import log_stacks
-from .targets import Handler, load_handler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
     from .certificates import Certificates
     from .metrics import WorkerCounters
     from .observing import Observation
+    from .targets import Parts
     from .worker import Link
 
 __all__ = ["GRACE", "run_alone", "run_workers", "status_of"]
@@ -60,7 +59,7 @@ GRACE = 2.0
 
 
 def run_alone(
-    handler: Handler | None,
+    parts: Parts | None,
     options: Options,
     listeners: Sequence[socket.socket],
     sink: Sink,
@@ -74,7 +73,7 @@ def run_alone(
     With a ``lifeline``, a descriptor, also until that reads EOF.
     """
     heartbeat = heartbeat or Heartbeat()
-    server = create_server(handler or PrintHandler, options=options, listeners=listeners, sink=sink, counters=counters)
+    server = create_server_of(parts, options=options, listeners=listeners, sink=sink, counters=counters)
     server.close_on_stop = True
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -92,7 +91,7 @@ def run_alone(
 
 def run_workers(
     ready: Callable[[], None],
-    handler: Handler | None,
+    parts: Parts | None,
     options: Options,
     listeners: Sequence[socket.socket],
     sink: Sink,
@@ -108,7 +107,7 @@ def run_workers(
     def work(link: Link) -> int:
         try:
             seconds = min(supervisor.beat_seconds, heart.seconds or math.inf)
-            _live(link, handler, options, listeners, sink, seconds, observation)
+            _live(link, parts, options, listeners, sink, seconds, observation)
         except OutputError:
             return _FAILED  # the sink, which the processes share, tells the parent why
         except StdserveError as error:
@@ -143,7 +142,7 @@ def run_workers(
 
 def _live(
     link: Link,
-    handler: Handler | None,
+    parts: Parts | None,
     options: Options,
     listeners: Sequence[socket.socket],
     sink: Sink,
@@ -154,8 +153,11 @@ def _live(
     if link.generation:
         options = replace(options)
     options.load()
-    if handler is None and options.handler != Options.handler:
-        handler = load_handler(options.handler)
+    if options.foreign:
+        from .loading import load_parts  # here, for what is ours needs none
+        from .targets import Parts
+
+        parts = load_parts(options, parts or Parts())
     most = options.max_sessions
     if most is not None:
         import random  # here, for few servers need it
@@ -164,7 +166,7 @@ def _live(
     heartbeat = Heartbeat(link.beat, link.beat, beat_seconds, stopping=link.leave, spent=link.spent, most=most)
     counters = observation.enter(link.number, heartbeat) if observation is not None else None
     # A worker leaves SIGINT alone: Ctrl-C reaches it too, and would be the first of two signals to stop.
-    run_alone(handler, options, listeners, sink, (signal.SIGTERM,), heartbeat, link.lifeline, counters)
+    run_alone(parts, options, listeners, sink, (signal.SIGTERM,), heartbeat, link.lifeline, counters)
 
 
 def status_of(run: Callable[..., None], *arguments: Any) -> int:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 
 from .children import POLL_SECONDS, Child, fork_child, ignore_signal
+from .detaching import await_keepers, end_kept_input
 from .listeners import close_listeners
 from .mixin import ServerMixin
 from .protocol import EndReason
@@ -97,6 +98,12 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
         prompt = getattr(self.RequestHandlerClass, "__dict__", {}).get("prompt", False)
         return bool(prompt) and not self._preamble and self.sink.prompt
 
+    def server_close(self) -> None:
+        """Close the listeners and what the server holds, as in every mode, and let idle threads end."""
+        super().server_close()
+        if "_session_threads" in vars(self):  # a constructor that fails closes what there is
+            self._session_threads.close()
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Run the session, in its thread; may be overridden, as in ``ThreadingMixIn``."""
         self.run_session(request, client_address)
@@ -170,8 +177,8 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             self.close_request(session.request)
 
         def _live_in_child(self, request: Any, client_address: Any) -> int:
-            self._in_child = True
-            self.sessions[request].tally.adopt()
+            self._in_child, session = True, self.sessions[request]
+            session.tally.adopt()
             self._children.clear()
             self._loop.waiter.close()
             # An orphan that kept them would keep the port.
@@ -179,7 +186,15 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             if self.options.session_timeout is not None:
                 signal.setitimer(signal.ITIMER_REAL, self.options.session_timeout)
             self.run_session(request, client_address)
+            if session.kept is not None:
+                self._outlive(session)
             return 0
+
+        def _outlive(self, session: Session) -> None:
+            """Live on for the threads to which the handler has given its connection; a stop ends their input."""
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGTERM, lambda *_: end_kept_input(session))
+            await_keepers(session)
 
         def _turn(self, timeout: float | None) -> None:
             if self._polled:

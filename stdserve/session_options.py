@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from .certificates import Certificates
     from .networks import Rules
 
-__all__ = ["BUILT_IN_MODES", "SessionOptions"]
+__all__ = ["BUILT_IN_MODES", "DEFAULT_MODE", "SessionOptions"]
 
 #: The modes that need not be registered; ``factory.MODES`` has their classes.
 BUILT_IN_MODES = ("single", "thread", "fork") if hasattr(os, "fork") else ("single", "thread")
+
+#: The mode where neither an option nor a server class says which.
+DEFAULT_MODE = "thread"
 
 
 # A dataclass for the sake of its fields; all methods are made for the one that is made from it.
@@ -60,11 +63,11 @@ class SessionOptions:
         "--reuse-port",
         help="let other servers listen on the same TCP port; the kernel spreads clients over them",
     )
-    mode: str = option(
-        "thread",
+    mode: str | None = option(
+        None,
         "--mode",
         heads="sessions",
-        help="single, thread or fork (default: %(default)s)",
+        help="single, thread or fork (default: thread, or the mode of the server class that --handler names)",
         metavar="MODE",
     )
     workers: int | None = option(
@@ -80,7 +83,14 @@ class SessionOptions:
     handler: str = option(
         "stdserve:PrintHandler",
         "--handler",
-        help="the request handler to run, as module:Class (default: %(default)s)",
+        help="what to run: module:Class, a request handler or a server class with one, or what makes such a class,"
+        " module:function (default: %(default)s)",
+        metavar="TARGET",
+    )
+    wsgi: str | None = option(
+        None,
+        "--wsgi",
+        help="run a WSGI application by HTTP instead of a handler: module:app, or module:make() for what that returns",
         metavar="TARGET",
     )
     framing: str = option(

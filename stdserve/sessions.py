@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import socket
 import sys
 import time
@@ -43,7 +44,7 @@ class Session:
     where there is none.
     ``at_end`` tells that the handler has read all that the peer ever sent.
     ``opened`` tells that nothing stood between the client and the handler any more, ``refusal`` why something did;
-    ``seat`` belongs to whoever counts addresses.
+    ``seat`` belongs to whoever counts addresses, ``kept`` is the socket that a handler has detached.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Session:
             "counted",
             "cut_for",
             "input_ended",
+            "kept",
             "number",
             "opened",
             "_peer",
@@ -72,6 +74,7 @@ class Session:
         self.tls: str | None = None
         self.subject: str | None = None
         self.seat: Any = None
+        self.kept: socket.socket | None = None
         self.name(client_address)
         self.started = time.monotonic()
         self.reason = EndReason.CLOSED
@@ -92,6 +95,12 @@ class Session:
     def seconds(self) -> float:
         """How long the session has lasted."""
         return time.monotonic() - self.started
+
+    @property
+    def level(self) -> int:
+        """The level of its lines in the log: a proxy that only looks whether the server lives does so all day."""
+        looks = self.proxy is not None and self.proxy.local and not self.received
+        return logging.DEBUG if looks else logging.INFO
 
     def event(self, word: str, text: str = "", **fields: Any) -> Event:
         """Return an event of the log that is about this session."""

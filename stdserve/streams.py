@@ -63,6 +63,11 @@ class SessionSocket(socket.socket):
         size = buffering if buffering is not None and buffering > 0 else io.DEFAULT_BUFFER_SIZE
         return SessionReader(_RawReader(self), size, self.max_line)
 
+    def setsockopt(self, level: int, option: int, *value: Any) -> None:
+        """Set an option; one of TCP is nothing to a UNIX socket, where handlers that set one would fail (xmlrpc's)."""
+        if level != socket.IPPROTO_TCP or self.family in (socket.AF_INET, socket.AF_INET6):
+            super().setsockopt(level, option, *value)
+
     def close_now(self) -> None:
         """Close the connection, also where files made from it are still open and would keep it (they are refused)."""
         self.close()

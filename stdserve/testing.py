@@ -5,19 +5,20 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from .children import fork_child, ignore_signal
 from .errors import OutputError, StdserveError
-from .factory import create_server, server_class
+from .factory import create_server_of, server_class
 from .listeners import address_of, close_listeners, leave_listeners, open_listeners
+from .loading import load_parts, settle_mode
 from .mixin import ServerMixin
 from .options import Options, make_options
 from .running import GRACE, run_alone, run_workers, status_of
 from .sink import Sink, open_sink
-from .targets import Handler, load_handler
+from .targets import Handler, Parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,13 +50,20 @@ class Serving:
 
 @contextmanager
 def serving(
-    handler: Handler | None = None, mode: str | None = None, options: Options | None = None, **settings: Any
+    handler: Handler | None = None,
+    mode: str | None = None,
+    options: Options | None = None,
+    *,
+    attributes: Mapping[str, Any] | None = None,
+    bases: Sequence[type] = (),
+    **settings: Any,
 ) -> Iterator[Serving]:
     """Run a server for the length of a ``with`` block, by default on a free port of 127.0.0.1; yield a Serving.
 
     Modes single and thread run in a thread of this process; mode fork and workers run in a process of their own,
-    forked before any session begins. At the end of the block the server is stopped, its sessions are ended, and
-    what failed in it is raised (OutputError, or StdserveError for a process that ended badly).
+    forked before any session begins. ``attributes`` and ``bases`` are as for ``create_server``. At the end of the
+    block the server is stopped, its sessions are ended, and what failed in it is raised (OutputError, or StdserveError
+    for a process that ended badly).
     """
     if mode is not None:
         settings["mode"] = mode
@@ -63,7 +71,8 @@ def serving(
         settings.setdefault("bind", "127.0.0.1:0")
     options = make_options(options, settings)
     server_class(options.mode)
-    handler = handler or load_handler(options.handler)
+    parts = load_parts(options, Parts(handler, attributes, bases))
+    options = settle_mode(options, parts)
     sink = open_sink(options.output, format=options.format, raw=options.raw)
     try:
         with ExitStack() as stack:
@@ -72,16 +81,16 @@ def serving(
             status = open_listeners(options.status_addresses, unix_mode=options.unix_mode) if options.status else []
             stack.callback(close_listeners, status)
             if options.supervised or server_class(options.mode).forks:
-                yield stack.enter_context(_apart(handler, options, listeners, sink, status))
+                yield stack.enter_context(_apart(parts, options, listeners, sink, status))
             else:
-                yield stack.enter_context(_beside(handler, options, listeners, sink))
+                yield stack.enter_context(_beside(parts, options, listeners, sink))
     finally:
         sink.close()
 
 
 @contextmanager
-def _beside(handler: Handler, options: Options, listeners: Sequence[socket.socket], sink: Sink) -> Iterator[Serving]:
-    server = create_server(handler, options=options, listeners=listeners, sink=sink)
+def _beside(parts: Parts, options: Options, listeners: Sequence[socket.socket], sink: Sink) -> Iterator[Serving]:
+    server = create_server_of(parts, options=options, listeners=listeners, sink=sink)
     failures: list[OutputError] = []
 
     def run() -> None:
@@ -104,7 +113,7 @@ def _beside(handler: Handler, options: Options, listeners: Sequence[socket.socke
 
 @contextmanager
 def _apart(
-    handler: Handler,
+    parts: Parts,
     options: Options,
     listeners: Sequence[socket.socket],
     sink: Sink,
@@ -116,7 +125,7 @@ def _apart(
 
         observation = Observation(options, told, listeners)
     run = partial(run_workers, _no_one, observation=observation) if options.supervised else run_alone
-    live = partial(status_of, run, handler, options, listeners, sink)
+    live = partial(status_of, run, parts, options, listeners, sink)
     child = fork_child(live, {signal.SIGINT: ignore_signal}, born=lambda child: None)
     server = Serving(listeners, None, told)
     leave_listeners([*listeners, *told])

@@ -49,7 +49,7 @@ class SessionThreads:
         self._serve = serve
         self._limit = limit
         self._keep = keep
-        self._work: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._idents: set[int] = set()
         self._count = 0
@@ -74,6 +74,12 @@ class SessionThreads:
             self.unfinished += 1
         self._work.put(work)
 
+    def close(self) -> None:
+        """Let idle threads end now, and others after their work; what is handed over later is still done."""
+        self._keep = 0.0
+        for _ in range(self._count):
+            self._work.put(None)
+
     def _begin(self) -> None:  # pragma: no cover - what is run before tracing is on cannot be traced
         # Debuggers, profilers and coverage ask threading for its threads; a bare one has to ask back.
         sys.settrace(threading.gettrace())
@@ -87,6 +93,8 @@ class SessionThreads:
             try:
                 work = self._work.get(timeout=self._keep)
             except queue.Empty:
+                work = None
+            if work is None:
                 if self._leave(ident):
                     return
                 continue

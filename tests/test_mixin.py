@@ -227,6 +227,17 @@ def test_handle_request_calls_handle_timeout_when_nobody_comes(server_class: typ
     with Waits(LOCAL, Upper) as server:
         server.handle_request()
     assert [1] == called
+    Waits.timeout = None  # type: ignore[assignment]
+    with Waits(LOCAL, Upper) as server:
+        server.socket.settimeout(0.05)  # as with the standard library's
+        server.handle_request()
+    assert [1, 1] == called
+    with Waits(LOCAL, Upper, bind_and_activate=False) as server:
+        server.server_bind()
+        server.socket.settimeout(0.05)
+        server.server_activate()
+        server.handle_request()
+    assert [1, 1, 1] == called
 
 
 def test_service_actions_are_called_at_the_poll_interval_where_overridden() -> None:

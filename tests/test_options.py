@@ -30,6 +30,7 @@ SETTINGS: dict[str, tuple[list[str], Any]] = {
     "reuse_port": (["--reuse-port"], True),
     "workers": (["-w", "3"], 3),
     "handler": (["--handler", "module:Class"], "module:Class"),
+    "wsgi": (["--wsgi", "module:app"], "module:app"),
     "framing": (["--framing", "chunk"], "chunk"),
     "format": (["--format", "json"], "json"),
     "output": (["-o", "file"], "file"),
@@ -101,7 +102,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     """One process, a thread for each client, lines of 64 KiB, no limit of time, half a minute to stop."""
     options = Options()
 
-    assert ((), 10001, "thread", None) == (options.bind, options.port, options.mode, options.workers)
+    assert ((), 10001, None, None) == (options.bind, options.port, options.mode, options.workers)
     assert ("line", "text", None, False) == (options.framing, options.format, options.output, options.raw)
     assert (65536, None, None, 30.0) == (
         *(options.max_line, options.max_conns, options.idle_timeout, options.graceful_timeout),

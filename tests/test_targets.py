@@ -1,67 +1,114 @@
-"""Handlers by their name."""
+"""What words name: modules, names in them, calls; and what is said of those that name nothing."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from processes import DEADLINE
 
 from stdserve import ConfigError, EchoHandler
-from stdserve.targets import load_handler
+from stdserve.targets import find_target
+
+SOURCE = """
+class Outer:
+    class Inner:
+        word = "here"
+    @property
+    def broken(self):
+        raise LookupError("not today")
+
+outer = Outer()
+def make(): return Outer.Inner
+def fail(): raise LookupError("no luck")
+def leave(): raise SystemExit(3)
+NOTHING = None
+"""
 
 
-def test_handlers_load_by_name() -> None:
-    """module:Class."""
-    assert load_handler("stdserve:EchoHandler") is EchoHandler
-
-
-def test_a_module_that_fails_while_it_is_imported_is_named_with_its_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What it raised is the reason."""
-    (tmp_path / "broken_module.py").write_text("1 / 0\n")
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with pytest.raises(ConfigError, match="cannot import 'broken_module': ZeroDivisionError"):
-        load_handler("broken_module:Handler")
-
-
-def test_a_module_that_would_end_the_program_is_at_fault_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By sys.exit as it is imported."""
-    (tmp_path / "leaving_module.py").write_text("raise SystemExit(0)\n")
+@pytest.fixture(autouse=True)
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of the user's, and a package with one in it."""
+    (tmp_path / "target_module.py").write_text(SOURCE)
+    (tmp_path / "target_package").mkdir()
+    (tmp_path / "target_package" / "__init__.py").write_text("")
+    (tmp_path / "target_package" / "shop.py").write_text("word = 'here'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"cannot import 'leaving_module': SystemExit\(0\)"):
-        load_handler("leaving_module:Handler")
+
+
+def test_names_are_found() -> None:
+    """In a module, in a class in it, in a package's module, and by what a call returns."""
+    assert find_target("stdserve:EchoHandler", "--handler") is EchoHandler
+    assert "here" == find_target("target_module:Outer.Inner.word", "--handler")
+    assert "here" == find_target("target_package.shop:word", "--handler")
+    assert "here" == find_target("target_module:make()", "--handler").word
+    assert "here" == find_target("target_module:Outer.Inner()", "--handler").word
+    assert find_target("target_module:NOTHING", "--handler") is None
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("", "--wsgi must be module:app, not ''"),
+        ("nonsense", "--wsgi must be module:app, not 'nonsense'"),
+        (":app", "--wsgi must be module:app, not ':app'"),
+        ("target_module:", "--wsgi must be module:app, not 'target_module:'"),
+        ("target_module:make()()", "--wsgi must be module:app, not 'target_module:make()()'"),
+        ("target_module:Outer..Inner", "--wsgi must be module:app, not 'target_module:Outer..Inner'"),
+        ("target_module:make(1)", "not 'target_module:make(1)'; a call takes no arguments here"),
+        (
+            "target_module:Outre",
+            "--wsgi target_module:Outre: module 'target_module' has no 'Outre'; did you mean 'Outer'?",
+        ),
+        ("target_module:Outer.iner", "Outer has no 'iner'; did you mean 'Inner'?"),
+        ("target_module:Outer.Inner.wrod", "Outer.Inner has no 'wrod'; did you mean 'word'?"),
+        ("target_module:qqq", "module 'target_module' has no 'qqq'"),
+        ("target_module:outer.broken", "outer has no 'broken': LookupError('not today')"),
+        ("target_module:fail()", "--wsgi target_module:fail(): fail() raised LookupError('no luck')"),
+        ("target_module:leave()", "leave() raised SystemExit(3)"),
+        ("target_module:NOTHING()", "NOTHING cannot be called: it is None"),
+        ("target_module:Outer.Inner.word()", "Outer.Inner.word cannot be called: it is of type str"),
+    ],
+)
+def test_the_part_that_is_wrong_is_named(target: str, reason: str) -> None:
+    """With the nearest name where one is near."""
+    with pytest.raises(ConfigError, match=re.escape(reason) + "$"):
+        find_target(target, "--wsgi", "module:app")
+
+
+@pytest.mark.parametrize(
+    ("target", "near"),
+    [
+        ("target_modul:x", "; did you mean 'target_module'?"),
+        ("target_packge.shop:x", "; did you mean 'target_package.shop'?"),
+        ("target_package.shpo:x", "; did you mean 'target_package.shop'?"),
+        ("htp.server:x", "; did you mean 'http.server'?"),
+        ("http.serevr:x", "; did you mean 'http.server'?"),
+        ("target_module.shop:x", ""),
+        ("qqqqqqqq:x", ""),
+    ],
+)
+def test_a_module_that_is_not_there(target: str, near: str) -> None:
+    """The nearest is told: of the current folder, the standard library, the package."""
+    name = target.partition(":")[0]
+    with pytest.raises(ConfigError) as told:
+        find_target(target, "--handler")
+    assert str(told.value).startswith(f"--handler {target}: cannot import '{name}': ModuleNotFoundError(")
+    assert near == str(told.value).rpartition(")")[2]
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("1 / 0\n", "--handler tried:Handler: cannot import 'tried': ZeroDivisionError('division by zero')"),
-        ("", "--handler tried:Handler: module 'tried' has no 'Handler'"),
-        ("import os\nos._exit(5)\n", "--handler tried:Handler: the process that imported it for a try .* status 5"),
-        ("from stdserve import EchoHandler as Handler\n", ""),
+        ("1 / 0\n", "ZeroDivisionError('division by zero')"),
+        ("raise SystemExit(0)\n", "SystemExit(0)"),
+        ("import qqqqqqqq\n", "ModuleNotFoundError(\"No module named 'qqqqqqqq'\")"),
     ],
 )
-def test_a_handler_can_be_checked_without_a_trace_of_it(source: str, reason: str, tmp_path: Path) -> None:
-    """What is wrong with it is told all the same."""
-    (tmp_path / "tried.py").write_text(source)
-    code = (
-        "import os, sys\n"
-        "from stdserve.errors import ConfigError\n"
-        "from stdserve.targets import check_handler\n"
-        "try:\n"
-        "    check_handler('tried:Handler')\n"
-        "except ConfigError as error:\n"
-        "    print(error)\n"
-        "print('tried' in sys.modules, len(os.listdir('/proc/self/fd')))\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE
-    )
-    *told, last = result.stdout.splitlines()
-    assert ("False 4", "") == (last, result.stderr)
-    assert re.match(reason.replace("(", r"\(").replace(")", r"\)") + "$", "".join(told))
+def test_a_module_that_fails_while_it_is_imported_is_named_with_its_error(
+    source: str, reason: str, tmp_path: Path
+) -> None:
+    """What it raised is the reason, be it the end of the program; no other module is proposed for it."""
+    (tmp_path / "failing_module.py").write_text(source)
+    with pytest.raises(ConfigError, match=re.escape(f"cannot import 'failing_module': {reason}") + "$"):
+        find_target("failing_module:Handler", "--handler")

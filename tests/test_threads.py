@@ -107,6 +107,20 @@ def test_a_thread_without_work_leaves_and_another_comes_when_needed() -> None:
         eventually(lambda: _thread._count() <= before)
 
 
+def test_closing_lets_idle_threads_end_and_busy_ones_after_their_work(gate: Gate) -> None:
+    """Work that comes later is done, too."""
+    threads = SessionThreads(gate.serve, 3)
+    for number in range(2):
+        threads.submit(number)
+        gate.begun.get(timeout=DEADLINE)
+    threads.close()
+    assert 2 == len(threads)
+    gate.opened.set()
+    eventually(lambda: len(threads) == 0)
+    threads.submit(2)
+    eventually(lambda: 3 == len(gate.done) and len(threads) == 0)
+
+
 def test_a_thread_with_work_does_not_leave(gate: Gate) -> None:
     """Only idle seconds count, not those of a long session."""
     threads = SessionThreads(gate.serve, 1, keep=0.01)
