@@ -164,15 +164,15 @@ class LineHandler(socketserver.StreamRequestHandler):
             self.session.reason = reason
             self.connection_lost(reason)
 
-    def __getattr__(self, name: str) -> Any:
-        """Make ``rfile`` or ``wfile`` at its first use; few sessions need the one, many not even the other."""
-        if name == "wfile":
-            self.wfile = self.connection.makefile("wb", self.wbufsize)
-            return self.wfile
-        if name == "rfile":
-            self.rfile = self.connection.makefile("rb", self.rbufsize)
-            return self.rfile
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    if not TYPE_CHECKING:  # which would take it for a promise of every attribute there can be
+
+        def __getattr__(self, name: str) -> Any:
+            """Make ``rfile`` or ``wfile`` at its first use; few sessions need the one, many not even the other."""
+            if name not in ("rfile", "wfile"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            mode, size = ("rb", self.rbufsize) if name == "rfile" else ("wb", self.wbufsize)
+            # Two threads may ask at once: the first one's is everybody's.
+            return self.__dict__.setdefault(name, self.connection.makefile(mode, size))
 
     def finish(self) -> None:
         """Send what is left and close both files, whatever the connection has become; to be extended."""
