@@ -128,6 +128,10 @@ class Options(SessionOptions):
             raise ConfigError("--raw and --format json exclude each other: JSON cannot carry bytes as they came")
         if self.workers is not None and not hasattr(os, "fork"):
             raise ConfigError("--workers needs os.fork, which this system does not have; one process is all it can be")
+        if self.pin and not hasattr(os, "sched_setaffinity"):
+            raise ConfigError("--pin needs sched_setaffinity, which this system does not have")
+        if self.pin and self.mode == "fork":
+            raise ConfigError("--pin is for threads: the children of --mode fork run at the same time")
         if self.once and self.workers is not None:
             raise ConfigError("--once and --workers exclude each other: one client needs one process")
         self._check_status()

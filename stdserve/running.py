@@ -67,10 +67,11 @@ def run_alone(
     heartbeat: Heartbeat | None = None,
     lifeline: int | None = None,
     counters: WorkerCounters | None = None,
+    number: int = 0,
 ) -> None:
     """Serve in this process until one of ``stop_signals``; raise OutputError when the output takes no more.
 
-    With a ``lifeline``, a descriptor, also until that reads EOF.
+    With a ``lifeline``, a descriptor, also until that reads EOF. ``number`` tells workers from each other.
     """
     heartbeat = heartbeat or Heartbeat()
     server = create_server_of(parts, options=options, listeners=listeners, sink=sink, counters=counters)
@@ -79,6 +80,10 @@ def run_alone(
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
         with ExitStack() as stack:
+            if options.pin:
+                from .affinity import on_one_cpu  # here, for few servers want it
+
+                stack.enter_context(on_one_cpu(number))
             stack.enter_context(_signal_services(server, heartbeat))
             stack.enter_context(_signals_stop(server, stop_signals, heartbeat.stopping))  # lets them come
             if lifeline is not None:
@@ -166,7 +171,7 @@ def _live(
     heartbeat = Heartbeat(link.beat, link.beat, beat_seconds, stopping=link.leave, spent=link.spent, most=most)
     counters = observation.enter(link.number, heartbeat) if observation is not None else None
     # A worker leaves SIGINT alone: Ctrl-C reaches it too, and would be the first of two signals to stop.
-    run_alone(parts, options, listeners, sink, (signal.SIGTERM,), heartbeat, link.lifeline, counters)
+    run_alone(parts, options, listeners, sink, (signal.SIGTERM,), heartbeat, link.lifeline, counters, link.number)
 
 
 def status_of(run: Callable[..., None], *arguments: Any) -> int:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import pytest
 from authority import Authority
+from hypothesis import settings
+
+# How long an example takes says something about the machine, and what else it does.
+settings.register_profile("stdserve", deadline=None)
+settings.load_profile("stdserve")
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         [
-            "errors escaping backlog browser rows status_page tally version terminal waiting interrupts",
+            "errors escaping affinity backlog browser rows status_page tally version terminal waiting interrupts",
             "protocol proxyheader networks addresses systemd flags logs streams unix privileges pidfile",
             "proxy listeners certificates tls_stream metrics sink sessions threads children stacks blame",
             "session_options seats tls worker accepting",

@@ -28,6 +28,7 @@ SETTINGS: dict[str, tuple[list[str], Any]] = {
     "mode": (["--mode", "fork"], "fork"),
     "unix_mode": (["--unix-mode", "660"], 0o660),
     "reuse_port": (["--reuse-port"], True),
+    "pin": (["--pin"], True),
     "workers": (["-w", "3"], 3),
     "handler": (["--handler", "module:Class"], "module:Class"),
     "wsgi": (["--wsgi", "module:app"], "module:app"),
