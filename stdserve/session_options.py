@@ -83,8 +83,8 @@ class SessionOptions:
     pin: bool = option(
         False,
         "--pin",
-        help="keep each process on one CPU: faster where threads do little but take turns (echo, chat), slower where they"
-        " wait for a disk or compute outside of Python (Linux)",
+        help="keep each process on one CPU: faster where threads do little but take turns (echo, chat), slower where"
+        " they wait for a disk or compute outside of Python (Linux)",
     )
     handler: str = option(
         "stdserve:PrintHandler",
