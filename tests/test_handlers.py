@@ -212,7 +212,7 @@ def test_the_files_of_a_stream_handler_are_there_when_they_are_asked_for() -> No
         def connection_made(self) -> None:
             self.first = self.rfile.readline()
             with pytest.raises(AttributeError, match="'Own' object has no attribute 'file'"):
-                self.file  # noqa: B018
+                self.file  # type: ignore[attr-defined] # noqa: B018
 
         def line_received(self, line: str) -> None:
             self.wfile.write(self.first + line.encode())
