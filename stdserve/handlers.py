@@ -6,6 +6,7 @@ with default settings.
 
 from __future__ import annotations
 
+import io
 import socket
 import socketserver
 from functools import cache
@@ -26,6 +27,7 @@ from .protocol import (
 )
 from .sessions import Peer, Session
 from .sink import Sink, open_sink
+from .streams import ReplyFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"]
 
 #: Bytes asked for in one read: few at first, for a session that waits holds the memory for them, then more and more.
-LEAST_READ = 4096
+LEAST_READ = 1024
 MOST_READ = 256 * 1024
 
 
@@ -168,11 +170,14 @@ class LineHandler(socketserver.StreamRequestHandler):
 
         def __getattr__(self, name: str) -> Any:
             """Make ``rfile`` or ``wfile`` at its first use; few sessions need the one, many not even the other."""
-            if name not in ("rfile", "wfile"):
+            if name == "rfile":
+                made: Any = self.connection.makefile("rb", self.rbufsize)
+            elif name == "wfile":
+                made = ReplyFile(self.connection, io.DEFAULT_BUFFER_SIZE if self.wbufsize < 0 else self.wbufsize)
+            else:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            mode, size = ("rb", self.rbufsize) if name == "rfile" else ("wb", self.wbufsize)
             # Two threads may ask at once: the first one's is everybody's.
-            return self.__dict__.setdefault(name, self.connection.makefile(mode, size))
+            return self.__dict__.setdefault(name, made)
 
     def finish(self) -> None:
         """Send what is left and close both files, whatever the connection has become; to be extended."""

@@ -11,6 +11,7 @@ import io
 import os
 import socket
 import sys
+import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .rows import SessionRow
     from .tally import Tally
 
-__all__ = ["CountedSocket", "LineTooLong", "SessionReader", "SessionSocket"]
+__all__ = ["CountedSocket", "LineTooLong", "ReplyFile", "SessionReader", "SessionSocket"]
 
 
 #: Whether an accepted socket has the mode of its listener, which does not block; on Linux it has not (accept(2)).
@@ -118,6 +119,49 @@ class CountedSocket(SessionSocket):
         if self.tally is not None:
             self.tally.add_sent(size - (self.tally.counts[1] - before))
         return size
+
+
+class ReplyFile(io.BufferedIOBase):
+    """What is written gathers, ``limit`` bytes at most, until ``flush`` sends it, all at once; then it holds no memory.
+
+    ``io.BufferedWriter`` keeps its 8 KiB for as long as the session lasts. Threads may write and flush at any time.
+    What is flushed is sent or lost: after an error of the socket there is no telling how much of it went.
+    """
+
+    def __init__(self, sock: socket.socket, limit: int) -> None:
+        self._sock = sock
+        self._limit = limit
+        self._blocks: list[bytes] = []
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._sock.fileno()
+
+    def write(self, data: Any) -> int:
+        """Take ``data``; send what has gathered if that is more than ``limit``. Raises what ``flush`` does."""
+        if self.closed:
+            raise ValueError("write to closed file")
+        block = bytes(data)
+        with self._lock:
+            self._blocks.append(block)
+            self._size += len(block)
+            full = self._size > self._limit
+        if full:
+            self.flush()
+        return len(block)
+
+    def flush(self) -> None:
+        """Send what has gathered. Raises TimeoutError, and OSError if the connection is gone."""
+        with self._lock:
+            if self._blocks:
+                blocks, self._blocks, self._size = self._blocks, [], 0
+                self._sock.sendall(b"".join(blocks))
 
 
 class _RawReader(io.RawIOBase):
