@@ -238,8 +238,9 @@ class LineHandler(socketserver.StreamRequestHandler):
         if self._gone is not None:
             return
         try:
-            self.wfile.write(data)
-            self.session.tally.add_lines_out(lines)
+            if data:
+                self.wfile.write(data)
+                self.session.tally.add_lines_out(lines)
             if now:
                 self.wfile.flush()
         except TimeoutError:
