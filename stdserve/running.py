@@ -68,14 +68,18 @@ def run_alone(
     lifeline: int | None = None,
     counters: WorkerCounters | None = None,
     number: int = 0,
+    follow: Callable[[ServerMixin], None] | None = None,
 ) -> None:
     """Serve in this process until one of ``stop_signals``; raise OutputError when the output takes no more.
 
-    With a ``lifeline``, a descriptor, also until that reads EOF. ``number`` tells workers from each other.
+    With a ``lifeline``, a descriptor, also until that reads EOF. ``number`` tells workers from each other;
+    ``follow(server)`` is called before it serves.
     """
     heartbeat = heartbeat or Heartbeat()
     server = create_server_of(parts, options=options, listeners=listeners, sink=sink, counters=counters)
     server.close_on_stop = True
+    if follow is not None:
+        follow(server)
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
@@ -102,23 +106,21 @@ def run_workers(
     sink: Sink,
     heartbeat: Heartbeat | None = None,
     observation: Observation | None = None,
+    follow: Callable[[ServerMixin], None] | None = None,
 ) -> None:
-    """Serve in ``options.workers`` processes, call ``ready()`` when all of them do; raise OutputError, StartError."""
+    """Serve in ``options.workers`` processes, call ``ready()`` when all of them do; raise OutputError, StartError.
+
+    ``follow(server)`` is called in each of them, as ``run_alone`` does.
+    """
     from .hooks import Hooks  # here, for the sake of a quick start without workers
     from .supervisor import Supervisor
 
     heart = heartbeat or Heartbeat()
 
     def work(link: Link) -> int:
-        try:
-            seconds = min(supervisor.beat_seconds, heart.seconds or math.inf)
-            _live(link, parts, options, listeners, sink, seconds, observation)
-        except OutputError:
-            return _FAILED  # the sink, which the processes share, tells the parent why
-        except StdserveError as error:
-            link.explain(str(error))
-            return _UNSTARTED
-        return _STOPPED
+        seconds = min(supervisor.beat_seconds, heart.seconds or math.inf)
+        live = partial(_live, link, parts, options, listeners, sink, seconds, observation, follow)
+        return _status_of_worker(link, live)
 
     def serving() -> None:
         ready()
@@ -145,6 +147,18 @@ def run_workers(
         raise sink.error or StartError(f"a worker could not start: {supervisor.reason}")
 
 
+def _status_of_worker(link: Link, live: Callable[[], None]) -> int:
+    """Be a worker, and return the status it ends with; ``link`` hears why it cannot be one."""
+    try:
+        live()
+    except OutputError:
+        return _FAILED  # the sink, which the processes share, tells the parent why
+    except StdserveError as error:
+        link.explain(str(error))
+        return _UNSTARTED
+    return _STOPPED
+
+
 def _live(
     link: Link,
     parts: Parts | None,
@@ -153,6 +167,7 @@ def _live(
     sink: Sink,
     beat_seconds: float,
     observation: Observation | None,
+    follow: Callable[[ServerMixin], None] | None,
 ) -> None:
     """Be a worker; after a reload, read all files again that the options name."""
     if link.generation:
@@ -171,7 +186,8 @@ def _live(
     heartbeat = Heartbeat(link.beat, link.beat, beat_seconds, stopping=link.leave, spent=link.spent, most=most)
     counters = observation.enter(link.number, heartbeat) if observation is not None else None
     # A worker leaves SIGINT alone: Ctrl-C reaches it too, and would be the first of two signals to stop.
-    run_alone(parts, options, listeners, sink, (signal.SIGTERM,), heartbeat, link.lifeline, counters, link.number)
+    told = (signal.SIGTERM,), heartbeat, link.lifeline, counters, link.number
+    run_alone(parts, options, listeners, sink, *told, follow=follow)
 
 
 def status_of(run: Callable[..., None], *arguments: Any) -> int:
