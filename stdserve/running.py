@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .certificates import Certificates
+    from .hooks import Hooks
     from .metrics import WorkerCounters
     from .observing import Observation
+    from .reloading import Reloader
     from .targets import Parts
     from .worker import Link
 
@@ -118,9 +120,9 @@ def run_workers(
     heart = heartbeat or Heartbeat()
 
     def work(link: Link) -> int:
-        seconds = min(supervisor.beat_seconds, heart.seconds or math.inf)
+        seconds = min(supervisor.beat_seconds, heart.seconds or math.inf, 1.0 if reloader is not None else math.inf)
         live = partial(_live, link, parts, options, listeners, sink, seconds, observation, follow)
-        return _status_of_worker(link, live)
+        return _status_of_worker(link, partial(reloader.live, link, live) if reloader is not None else live)
 
     def serving() -> None:
         ready()
@@ -132,6 +134,7 @@ def run_workers(
 
     told = heart.reloading, heart.ready, heart.beat, heart.seconds
     hooks = Hooks(serving, stopping, *told, partial(_reopen, sink))
+    reloader = _reloader(options, lambda: supervisor.reload())
     supervisor = Supervisor(
         work,
         options.workers or 1,
@@ -139,12 +142,26 @@ def run_workers(
         timeout=options.worker_timeout,
         fatal=(_FAILED,),
         unstarted=_UNSTARTED,
-        hooks=hooks if observation is None else observation.hooked(hooks),
+        hooks=_hooked(hooks, observation, reloader),
     )
-    with nullcontext() if observation is None else observation.beside(supervisor.leave):
+    with nullcontext() if observation is None else observation.beside(supervisor.leave), reloader or nullcontext():
         status = supervisor.run()
     if sink.error or status:
         raise sink.error or StartError(f"a worker could not start: {supervisor.reason}")
+
+
+def _reloader(options: Options, reload: Callable[[], None]) -> Reloader | None:
+    if not options.reload:
+        return None
+    from .reloading import Reloader  # here, for it is for development
+
+    return Reloader(reload)
+
+
+def _hooked(hooks: Hooks, *others: Observation | Reloader | None) -> Hooks:
+    for other in others:
+        hooks = other.hooked(hooks) if other is not None else hooks
+    return hooks
 
 
 def _status_of_worker(link: Link, live: Callable[[], None]) -> int:

@@ -35,7 +35,7 @@ FLOORS = {
             "mixin client handler_run",
             "servers heartbeat composing wsgi ledger",
             "factory status_server",
-            "observing loading",
+            "observing loading reloading",
             "running",
             "runner testing bench",
             "cli pytest_plugin",
