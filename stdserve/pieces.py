@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import cached_property
 
 from .connection import Client, network_errors
 from .errors import SendTimeout
@@ -28,7 +29,7 @@ def split(data: bytes, at: Iterable[int]) -> list[bytes]:
 
 
 class SplitClient(Client):
-    """A ``Client`` whose bytes reach the server in the pieces that the test wants.
+    """A ``Client``, made as that is, whose bytes reach the server in the pieces that the test wants.
 
     On Linux, to a server on the same machine over TCP or a UNIX socket, the next piece is sent when the server has read
     this one to its end: no ``recv`` of the server's returns bytes of two pieces. One that asks for less than a piece
@@ -36,16 +37,16 @@ class SplitClient(Client):
     of TLS, and what becomes of those on the way is the network's affair.
     """
 
-    def __init__(self, address: Any, **settings: Any) -> None:
-        """Connect as ``Client`` does, with the same arguments."""
-        super().__init__(address, **settings)
+    @cached_property
+    def _has_read(self) -> Callable[[], bool]:
+        """What tells whether the server has read all, of a connection that sends at once."""
         raw = socket.socket(fileno=self.sock.fileno())
         try:
             if raw.family != socket.AF_UNIX:
                 raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._has_read = _reading_of(raw)
-        except OSError:  # the server has refused us already; it will show
-            self._has_read = _at_once
+            return _reading_of(raw)
+        except OSError:  # the server has gone; sending will tell
+            return _at_once
         finally:
             raw.detach()
 
@@ -61,20 +62,21 @@ class SplitClient(Client):
 
         Raises SendTimeout if the server does not read for ``read_timeout`` seconds, SendError if the connection breaks.
         """
+        has_read = self._has_read
         for piece in pieces:
             with network_errors():
                 self.sock.sendall(piece)
-            self._wait_until_read()
+            self._wait_until(has_read)
 
-    def _wait_until_read(self) -> None:
+    def _wait_until(self, has_read: Callable[[], bool]) -> None:
         deadline = None if self.read_timeout is None else time.monotonic() + self.read_timeout
-        while not self._has_read():
+        while not has_read():
             if deadline is not None and time.monotonic() >= deadline:
                 raise SendTimeout("send data timeout: the server does not read")
             threading.Event().wait(LOOK_SECONDS)
 
 
-def _at_once() -> bool:
+def _at_once() -> bool:  # pragma: no cover - on Linux the connection is gone then, and nobody asks
     return True
 
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stdserve import ChunkHandler, ConfigError, EchoHandler, EndReason, LineHandler, Options, PrintHandler
@@ -62,6 +62,7 @@ def test_the_lines_of_a_run_are_what_a_client_would_read() -> None:
     assert ["ONE"] == run_handler(Upper, b"one").lines
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=9), max_size=9))
 def test_each_piece_is_one_read(pieces: list[bytes]) -> None:
     """But empty ones, which would be the end."""
@@ -69,6 +70,7 @@ def test_each_piece_is_one_read(pieces: list[bytes]) -> None:
     assert sizes + [0] == [int(word) for word in run_handler(Reads, pieces).sent.split()]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["one", "two three", "ж"]), max_size=5), st.lists(st.integers(0, 60)))
 def test_how_the_bytes_are_cut_changes_nothing(lines: list[str], at: list[int]) -> None:
     """What a handler's own test may look like."""
@@ -220,6 +222,9 @@ def test_a_copy_of_the_socket_reads_on() -> None:
     class Copies(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             with self.request.dup() as copy:
-                copy.sendall(copy.recv(100))
+                copy.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                copy.sendall(copy.recv(1))
+                buffer = bytearray(10)
+                copy.sendall(buffer[: copy.recv_into(buffer)])
 
     assert b"one" == run_handler(Copies, [b"one", b"two"]).sent

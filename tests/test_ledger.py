@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from processes import DEADLINE, connect, eventually, exchange, reset
 
-from stdserve import EchoHandler, LineHandler, SendError, SessionError, serving
+from stdserve import ConfigError, EchoHandler, LineHandler, SendError, SessionError, serving
 from stdserve.ledger import Ledger
 
 #: A handler of each kind, for processes that fork: pytest has threads.
@@ -148,7 +148,7 @@ def test_failures_can_be_meant() -> None:
             server.check()
 
 
-class Stays(LineHandler):
+class Stays(EchoHandler):
     """Goes on until it is let go, whatever its client does."""
 
     gate: threading.Event
@@ -162,9 +162,11 @@ def test_a_session_that_does_not_end_is_told_with_its_age() -> None:
     handler: Any = type("Fresh", (Stays,), {"gate": threading.Event()})
     try:
         with pytest.raises(SessionError) as caught, serving(handler, graceful_timeout=0.3) as server:
-            peer = "%s:%d" % server.client().sock.getsockname()  # type: ignore[union-attr]
-            exchange_nothing = connect(server.address)
-            exchange_nothing.close()
+            assert "one" == server.client().ask("one")
+            with connect(server.address) as client:
+                peer = "%s:%d" % client.getsockname()
+                client.sendall(b"two\n")
+                assert b"two\n" == client.recv(100)
     finally:
         handler.gate.set()
     assert 2 == len(caught.value.sessions)
@@ -214,6 +216,18 @@ def test_an_open_session_and_a_dead_process_are_told_from_outside(settings: str)
     assert "is still open 0.3 s after all clients have gone; it is" in stays
     try_it = "with serving(Dies, {}) as server:\n    server.client().finish()"
     assert "did not end: its process, " in told(try_it.format(settings))
+
+
+@pytest.mark.parametrize("settings", ["mode='fork'", "workers=2", "mode='fork', workers=2"])
+def test_a_block_may_end_before_its_server_has_begun(settings: str) -> None:
+    """It is told to stop when it can be told."""
+    assert "fine\n" == told(f"with serving(Fails, {settings}):\n    pass")
+
+
+def test_there_are_two_words_for_failures() -> None:
+    """Others are refused before anything is opened."""
+    with pytest.raises(ConfigError, match="failures must be raise or ignore, not 'no'"), serving(failures="no"):
+        pass
 
 
 def test_what_a_client_sees_does_not_depend_on_it() -> None:

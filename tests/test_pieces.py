@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import socketserver
 import sys
@@ -101,25 +102,25 @@ def test_without_a_read_timeout_it_waits() -> None:
 
 
 def test_a_server_that_has_gone_is_told() -> None:
-    """At the latest by what is sent next."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = SplitClient(listener.getsockname())
-        peer, _ = listener.accept()
-        reset(peer)
-        with pytest.raises(SendError):
-            client.send_pieces([b"one\n"] * 1000)
-        client.close()
-
-
-def test_a_peer_that_reset_at_once_is_a_client_too() -> None:
-    """What is wrong shows when something is sent."""
+    """Whether it goes before the first piece or with one unread."""
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
-        refused = pool.submit(lambda: reset(listener.accept()[0]))
-        client = SplitClient(listener.getsockname())
-        refused.result(DEADLINE)
+        early, late = SplitClient(listener.getsockname()), SplitClient(listener.getsockname())
+        reset(listener.accept()[0])
+        assert [early.sock] == select.select([early.sock], [], [], DEADLINE)[0]
         with pytest.raises(SendError):
-            client.send_pieces([b"one\n"] * 1000)
-        client.close()
+            early.send_pieces([b"one\n"] * 2)
+        peer = listener.accept()[0]
+
+        def go_when_it_comes() -> None:
+            assert [peer] == select.select([peer], [], [], DEADLINE)[0]
+            reset(peer)
+
+        gone = pool.submit(go_when_it_comes)
+        with pytest.raises(SendError):
+            late.send_pieces([b"one\n"] * 2)
+        gone.result(DEADLINE)
+        early.close()
+        late.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what the other end has read")
@@ -128,7 +129,6 @@ def test_another_machines_reading_is_beyond_us() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, SplitClient(listener.getsockname()) as client:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("stdserve.pieces._unread", lambda *_: None)
-            other = SplitClient(listener.getsockname(), read_timeout=DEADLINE)
-        other.send_pieces([b"nobody", b"reads"])
-        other.close()
+            with SplitClient(listener.getsockname(), read_timeout=DEADLINE) as other:
+                other.send_pieces([b"nobody", b"reads"])
         assert client.read_timeout is None

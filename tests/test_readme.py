@@ -244,6 +244,11 @@ def test_your_own_tests_are_run_by_pytest(tmp_path: Path) -> None:
     """Three ways, each as it stands."""
     (tmp_path / "upper.py").write_text(block("example: handler"))
     (tmp_path / "test_own.py").write_text(block("example: tests"))
+    # Measured, with others on the machine, an example may take more than hypothesis's fifth of a second.
+    patient = (
+        "from hypothesis import settings\nsettings.register_profile('x', deadline=None)\nsettings.load_profile('x')\n"
+    )
+    (tmp_path / "conftest.py").write_text(patient)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     plugin = [] if metadata.entry_points(group="pytest11", name="stdserve") else ["-p", "stdserve.pytest_plugin"]
     command = [sys.executable, "-m", "pytest", *plugin, "-q", "-W", "error", "-p", "no:cacheprovider", "test_own.py"]

@@ -236,14 +236,13 @@ def test_what_changed_while_it_was_imported_is_a_change(tmp_path: Path) -> None:
 
 
 def test_a_worker_tells_though_nobody_listens() -> None:
-    """The pipe is full, and closed."""
+    """The pipe is full then; nothing waits for it."""
     told = Told()
     with told.reloader:
-        for number in range(3):
-            errors = SyntaxError("x", (f"/{number}{'x' * 30000}/a.py", 1, 1, "x"))
+        for number in range(40):
 
-            def fail(error: SyntaxError = errors) -> None:
-                raise error
+            def fail(folder: str = f"/{number}{'x' * 3000}") -> None:
+                raise SyntaxError("x", (f"{folder}/a.py", 1, 1, "x"))
 
             with pytest.raises(SyntaxError):
                 told.live(fail)
