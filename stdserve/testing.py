@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from tempfile import TemporaryFile
 
@@ -134,19 +134,28 @@ def serving(
         stack.callback(close_listeners, status)
         ledger = Ledger(stack.enter_context(TemporaryFile(buffering=0)))
         run = _apart if options.supervised or server_class(options.mode).forks else _beside
-        overdue: dict[str, str] = {}
-        with run(parts, options, listeners, sink, ledger, status) as server:
-            server.failures = failures
-            try:
-                yield server
-            finally:
-                server.close_clients()
-            if server.failures == "raise":
-                overdue = ledger.overdue(min(GONE_SECONDS, options.graceful_timeout))
-                if overdue and server.server is not None:
-                    server.server.request_stop(now=True)
+        running = run(parts, options, listeners, sink, ledger, status)
+        yield stack.enter_context(_judged(running, ledger, failures, min(GONE_SECONDS, options.graceful_timeout)))
+
+
+@contextmanager
+def _judged(
+    running: AbstractContextManager[Serving], ledger: Ledger, failures: str, patience: float
+) -> Iterator[Serving]:
+    """Have the server for the length of the block; at its end raise what has become of sessions."""
+    overdue: dict[str, str] = {}
+    with running as server:
+        server.failures = failures
+        try:
+            yield server
+        finally:
+            server.close_clients()
         if server.failures == "raise":
-            ledger.settle(overdue)
+            overdue = ledger.overdue(patience)
+            if overdue and server.server is not None:
+                server.server.request_stop(now=True)
+    if server.failures == "raise":
+        ledger.settle(overdue)
 
 
 @contextmanager
