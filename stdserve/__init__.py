@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ConnectError,
         OutputError,
         SendError,
+        SessionError,
         StartError,
         StdserveError,
     )
@@ -56,6 +57,7 @@ __all__ = [
     "PrintHandler",
     "SendError",
     "ServerMixin",
+    "SessionError",
     "SingleServer",
     "StartError",
     "StdserveError",
@@ -68,7 +70,15 @@ __all__ = [
 
 _HOMES = {
     "connection": ("Client",),
-    "errors": ("ConfigError", "ConnectError", "OutputError", "SendError", "StartError", "StdserveError"),
+    "errors": (
+        "ConfigError",
+        "ConnectError",
+        "OutputError",
+        "SendError",
+        "SessionError",
+        "StartError",
+        "StdserveError",
+    ),
     "factory": ("MODES", "create_server", "register_mode"),
     "handlers": ("ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"),
     "mixin": ("ServerMixin",),

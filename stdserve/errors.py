@@ -10,10 +10,15 @@ type                    whose fault                                 exit code
 ``OutputError``         the output's: it is full or was closed      1
 ``PeerError``           a client's: its session ends, no other      -
 ``SendError`` and kin   the network's, seen by the client           1
+``SessionError``        a handler's, told to the test that ran it   -
 ======================  ==========================================  =========
 """
 
 from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "ConfigError",
@@ -23,13 +28,17 @@ __all__ = [
     "PeerError",
     "SendError",
     "SendTimeout",
+    "SessionError",
     "StartError",
     "StdserveError",
 ]
 
 
 class StdserveError(Exception):
-    """Every error that stdserve raises on purpose; its text is one line that says what and why."""
+    """Every error that stdserve raises on purpose; its text is one line that says what and why.
+
+    A SessionError's has as many as it takes.
+    """
 
 
 class ConfigError(StdserveError, ValueError):
@@ -53,6 +62,17 @@ class PeerError(StdserveError):
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+class SessionError(StdserveError):
+    """Sessions of a server under test failed, or did not end: the text has each peer, and what its handler raised.
+
+    ``sessions`` are pairs of the peer and what became of its session, a traceback at the end of it if there is one.
+    """
+
+    def __init__(self, sessions: Sequence[tuple[str, str]]) -> None:
+        super().__init__("\n".join(f"the session with {peer} {what}" for peer, what in sessions))
+        self.sessions = tuple(sessions)
 
 
 class ConnectError(StdserveError):

@@ -26,8 +26,8 @@ class Hooks:
 
     ``reloading`` and ``reloaded`` as a reload begins and ends, be it in vain; ``alive`` every ``alive_seconds``, if
     they are given, while none of the workers has missed its time; ``reopen`` when files were rotated, in each worker
-    too; ``turned(numbers)``, those of all workers, whenever it has looked after them; ``ended(number, died)`` when one
-    is no more: ``died`` if nobody had asked it to end.
+    too; ``turned(numbers)``, those of all workers, whenever it has looked after them, and every ``turn_seconds`` if
+    they are given; ``ended(number, died)`` when one is no more: ``died`` if nobody had asked it to end.
     """
 
     ready: Callable[[], None] = _nothing
@@ -38,4 +38,5 @@ class Hooks:
     alive_seconds: float | None = None
     reopen: Callable[[], None] = _nothing
     turned: Callable[[Collection[int]], None] = _no_turn
+    turn_seconds: float | None = None
     ended: Callable[[int, bool], None] = _no_end

@@ -66,6 +66,12 @@ class Options(SessionOptions):
         help="let each worker have up to N sessions more, at random, lest all end at once (default: %(default)s)",
         **{**COUNT, "least": 0},
     )
+    reload: bool = option(
+        False,
+        "--reload",
+        help="for development: replace the workers (one, without --workers) when a source file beside those that they"
+        " imported changes",
+    )
     log_level: str = option(
         "info",
         "--log-level",
@@ -135,6 +141,10 @@ class Options(SessionOptions):
         if self.once and self.workers is not None:
             raise ConfigError("--once and --workers exclude each other: one client needs one process")
         self._check_status()
+        if self.reload and not hasattr(os, "fork"):
+            raise ConfigError("--reload needs os.fork, which this system does not have")
+        if self.reload and self.once:
+            raise ConfigError("--once and --reload exclude each other: one client needs one process")
         if self.max_sessions is not None and self.workers is None:
             raise ConfigError("--max-sessions is of no use without --workers: nobody would start the next one")
         if self.max_sessions_jitter and self.max_sessions is None:
@@ -176,7 +186,7 @@ class Options(SessionOptions):
     @property
     def supervised(self) -> bool:
         """Whether sessions run in workers, be it one, with a supervisor."""
-        return self.workers is not None or self.status is not None
+        return self.workers is not None or self.status is not None or self.reload
 
 
 def option_fields() -> Iterator[Field[Any]]:

@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .certificates import Certificates
+    from .hooks import Hooks
     from .metrics import WorkerCounters
     from .observing import Observation
+    from .reloading import Reloader
     from .targets import Parts
     from .worker import Link
 
@@ -68,14 +70,18 @@ def run_alone(
     lifeline: int | None = None,
     counters: WorkerCounters | None = None,
     number: int = 0,
+    follow: Callable[[ServerMixin], None] | None = None,
 ) -> None:
     """Serve in this process until one of ``stop_signals``; raise OutputError when the output takes no more.
 
-    With a ``lifeline``, a descriptor, also until that reads EOF. ``number`` tells workers from each other.
+    With a ``lifeline``, a descriptor, also until that reads EOF. ``number`` tells workers from each other;
+    ``follow(server)`` is called before it serves.
     """
     heartbeat = heartbeat or Heartbeat()
     server = create_server_of(parts, options=options, listeners=listeners, sink=sink, counters=counters)
     server.close_on_stop = True
+    if follow is not None:
+        follow(server)
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
@@ -102,23 +108,21 @@ def run_workers(
     sink: Sink,
     heartbeat: Heartbeat | None = None,
     observation: Observation | None = None,
+    follow: Callable[[ServerMixin], None] | None = None,
 ) -> None:
-    """Serve in ``options.workers`` processes, call ``ready()`` when all of them do; raise OutputError, StartError."""
+    """Serve in ``options.workers`` processes, call ``ready()`` when all of them do; raise OutputError, StartError.
+
+    ``follow(server)`` is called in each of them, as ``run_alone`` does.
+    """
     from .hooks import Hooks  # here, for the sake of a quick start without workers
     from .supervisor import Supervisor
 
     heart = heartbeat or Heartbeat()
 
     def work(link: Link) -> int:
-        try:
-            seconds = min(supervisor.beat_seconds, heart.seconds or math.inf)
-            _live(link, parts, options, listeners, sink, seconds, observation)
-        except OutputError:
-            return _FAILED  # the sink, which the processes share, tells the parent why
-        except StdserveError as error:
-            link.explain(str(error))
-            return _UNSTARTED
-        return _STOPPED
+        seconds = min(supervisor.beat_seconds, heart.seconds or math.inf, 1.0 if reloader is not None else math.inf)
+        live = partial(_live, link, parts, options, listeners, sink, seconds, observation, follow)
+        return _status_of_worker(link, partial(reloader.live, link, live) if reloader is not None else live)
 
     def serving() -> None:
         ready()
@@ -130,6 +134,7 @@ def run_workers(
 
     told = heart.reloading, heart.ready, heart.beat, heart.seconds
     hooks = Hooks(serving, stopping, *told, partial(_reopen, sink))
+    reloader = _reloader(options, lambda: supervisor.reload())
     supervisor = Supervisor(
         work,
         options.workers or 1,
@@ -137,12 +142,38 @@ def run_workers(
         timeout=options.worker_timeout,
         fatal=(_FAILED,),
         unstarted=_UNSTARTED,
-        hooks=hooks if observation is None else observation.hooked(hooks),
+        hooks=_hooked(hooks, observation, reloader),
     )
-    with nullcontext() if observation is None else observation.beside(supervisor.leave):
+    with nullcontext() if observation is None else observation.beside(supervisor.leave), reloader or nullcontext():
         status = supervisor.run()
     if sink.error or status:
         raise sink.error or StartError(f"a worker could not start: {supervisor.reason}")
+
+
+def _reloader(options: Options, reload: Callable[[], None]) -> Reloader | None:
+    if not options.reload:
+        return None
+    from .reloading import Reloader  # here, for it is for development
+
+    return Reloader(reload)
+
+
+def _hooked(hooks: Hooks, *others: Observation | Reloader | None) -> Hooks:
+    for other in others:
+        hooks = other.hooked(hooks) if other is not None else hooks
+    return hooks
+
+
+def _status_of_worker(link: Link, live: Callable[[], None]) -> int:
+    """Be a worker, and return the status it ends with; ``link`` hears why it cannot be one."""
+    try:
+        live()
+    except OutputError:
+        return _FAILED  # the sink, which the processes share, tells the parent why
+    except StdserveError as error:
+        link.explain(str(error))
+        return _UNSTARTED
+    return _STOPPED
 
 
 def _live(
@@ -153,6 +184,7 @@ def _live(
     sink: Sink,
     beat_seconds: float,
     observation: Observation | None,
+    follow: Callable[[ServerMixin], None] | None,
 ) -> None:
     """Be a worker; after a reload, read all files again that the options name."""
     if link.generation:
@@ -171,7 +203,8 @@ def _live(
     heartbeat = Heartbeat(link.beat, link.beat, beat_seconds, stopping=link.leave, spent=link.spent, most=most)
     counters = observation.enter(link.number, heartbeat) if observation is not None else None
     # A worker leaves SIGINT alone: Ctrl-C reaches it too, and would be the first of two signals to stop.
-    run_alone(parts, options, listeners, sink, (signal.SIGTERM,), heartbeat, link.lifeline, counters, link.number)
+    told = (signal.SIGTERM,), heartbeat, link.lifeline, counters, link.number
+    run_alone(parts, options, listeners, sink, *told, follow=follow)
 
 
 def status_of(run: Callable[..., None], *arguments: Any) -> int:

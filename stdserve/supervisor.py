@@ -51,10 +51,10 @@ class Supervisor:
     ``timeout`` seconds, be it at its start, is stuck: its stacks are logged, it is killed and replaced. When
     ``link.lifeline`` ends, so should the worker: there is no supervisor any more.
 
-    Methods for the caller: ``run()``, and ``leave()`` in its own children. A status in ``fatal`` means that no other
-    worker would fare better: the rest is stopped and ``run`` returns it. It returns ``unstarted`` if a worker fails
-    before all have served once; ``reason`` says why. Workers that have not ended ``patience`` seconds after they were
-    told to are killed.
+    Methods for the caller: ``run()``, ``reload()`` from a hook, and ``leave()`` in its own children. A status in
+    ``fatal`` means that no other worker would fare better: the rest is stopped and ``run`` returns it. It returns
+    ``unstarted`` if a worker fails before all have served once; ``reason`` says why. Workers that have not ended
+    ``patience`` seconds after they were told to are killed.
 
     Signals: SIGTERM and SIGINT stop, a second one at once; SIGHUP replaces all workers, one by one (but stops where it
     means that the terminal was closed); SIGTTIN and SIGTTOU make them one more or one fewer; SIGUSR1 has each log its
@@ -132,6 +132,11 @@ class Supervisor:
                 os.close(fd)
         return self._status
 
+    def reload(self) -> None:
+        """Replace all workers, one by one; where they are being replaced already, do it again after that."""
+        if not self._stopping:
+            self._roll.request(self._ready)
+
     @property
     def numbers(self) -> set[int]:
         """The numbers of the workers that there are, those included that are about to end."""
@@ -163,8 +168,7 @@ class Supervisor:
         if self._terminal and not has_terminal():
             _log.error(Event("error", "the terminal was closed"))
             self._stop()
-        if not self._stopping:
-            self._roll.request(self._ready)
+        self.reload()
 
     def _handle_ttin(self) -> None:
         self._change_count(+1)
@@ -383,4 +387,6 @@ class Supervisor:
         waits = [max(0.0, min(due) - time.monotonic())] if due else []
         if any(worker.child.fd is None for worker in self._workers.values()):
             waits.append(POLL_SECONDS)
+        if self._hooks.turn_seconds is not None:
+            waits.append(self._hooks.turn_seconds)
         return min(waits, default=None)

@@ -63,6 +63,7 @@ SETTINGS: dict[str, tuple[list[str], Any]] = {
     "worker_timeout": (["--worker-timeout", "10s"], 10.0),
     "max_sessions": (["--max-sessions", "1000"], 1000),
     "max_sessions_jitter": (["--max-sessions-jitter", "50"], 50),
+    "reload": (["--reload"], True),
     "log_level": (["--log-level", "debug"], "debug"),
     "log_format": (["--log-format", "json"], "json"),
     "log_file": (["--log-file", "log"], "log"),

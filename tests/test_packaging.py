@@ -42,6 +42,13 @@ def test_nothing_else_is_required(distribution: metadata.Distribution) -> None:
     assert [] == [requirement for requirement in distribution.requires or [] if "extra ==" not in requirement]
 
 
+def test_pytest_finds_the_fixture(distribution: metadata.Distribution) -> None:
+    """By an entry point, and nobody else finds anything."""
+    assert [("pytest11", "stdserve.pytest_plugin")] == [
+        (entry.group, entry.value) for entry in distribution.entry_points
+    ]
+
+
 def test_types_are_announced(distribution: metadata.Distribution) -> None:
     """Type checkers find the mark that the package is typed, also after installation (PEP 561)."""
     assert resources.files("stdserve").joinpath("py.typed").is_file()

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,35 @@ def test_the_handler_in_six_lines_and_its_test_in_six(tmp_path: Path) -> None:
     with ServerProcess(*words[1].split(), cwd=tmp_path) as server:
         assert b"PING\n" == exchange(server.address, b"ping")
         assert 4 == len(children_of(server.pid))
+
+
+def test_your_own_tests_are_run_by_pytest(tmp_path: Path) -> None:
+    """Three ways, each as it stands."""
+    (tmp_path / "upper.py").write_text(block("example: handler"))
+    (tmp_path / "test_own.py").write_text(block("example: tests"))
+    # Measured, with others on the machine, an example may take more than hypothesis's fifth of a second.
+    patient = (
+        "from hypothesis import settings\nsettings.register_profile('x', deadline=None)\nsettings.load_profile('x')\n"
+    )
+    (tmp_path / "conftest.py").write_text(patient)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    plugin = [] if metadata.entry_points(group="pytest11", name="stdserve") else ["-p", "stdserve.pytest_plugin"]
+    command = [sys.executable, "-m", "pytest", *plugin, "-q", "-W", "error", "-p", "no:cacheprovider", "test_own.py"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
+    assert 0 == result.returncode, result.stdout
+    assert "3 passed" in result.stdout
+
+
+def test_changes_are_served_while_you_write(tmp_path: Path) -> None:
+    """By the README's own words but for the port."""
+    words = re.search(r"`python -m stdserve (--handler upper:Upper --reload)`", TEXT)
+    assert words is not None
+    handler = block("example: handler")
+    (tmp_path / "upper.py").write_text(handler)
+    with ServerProcess(*words[1].split(), cwd=tmp_path) as server:
+        assert b"PING\n" == exchange(server.address, b"ping")
+        (tmp_path / "upper.py").write_text(handler.replace("upper()", "title()"))
+        eventually(lambda: b"Ping\n" == exchange(server.address, b"ping"))
 
 
 def test_any_other_handler_too(tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def test_chromium_says_when_there_is_no_answer(caplog: pytest.LogCaptureFixture)
         return left.pop()  # an IndexError is an answer too: none
 
     with (
-        serving(status_handler(take)) as server,
+        serving(status_handler(take), failures="ignore") as server,
         browser("http://{}:{}/".format(*server.address), "--virtual-time-budget=2500") as dom,
     ):
         assert "No answer" == words_of(dom, "state")
