@@ -132,19 +132,21 @@ _ENDS = {reason: SessionEnd(reason) for reason in EndReason}
 
 # A line of nothing but the bytes of "exit" and of what str.strip() removes (LF aside, in UTF-8) may end the session;
 # few others look like it, and for those the text decides. One set of bytes costs the engine neither time nor memory,
-# and with the LF before the line in front it searches for that one byte.
-_find_candidate = re.compile(rb"\n[exit\t\x0b-\r\x1c-\x20\x80-\x8a\x9a\x9f\xa0\xa8\xa9\xaf\xc2\xe1-\xe3]*\n").search
+# and with the LF of the line in front it searches for that one byte.
+_CANDIDATE = rb"[exit\t\x0b-\r\x1c-\x20\x80-\x8a\x9a\x9f\xa0\xa8\xa9\xaf\xc2\xe1-\xe3]*\n"
+_FIRST = re.compile(_CANDIDATE)
+_OTHER = re.compile(rb"\n" + _CANDIDATE)
 
 
 def _find_end(lines: bytes) -> tuple[int, EndReason] | None:
     """Return where the first line begins that ends the session, and why; ``lines`` are whole."""
-    framed = b"\n" + lines
-    candidate = _find_candidate(framed)
+    candidate = _FIRST.match(lines) or _OTHER.search(lines)
     while candidate is not None:
         text = decode(candidate[0]).strip()
         if text in ("", "exit"):
-            return candidate.start(), EndReason.EXIT if text else EndReason.EMPTY_LINE
-        candidate = _find_candidate(framed, candidate.end() - 1)
+            begin = candidate.start() + (candidate.re is _OTHER)
+            return begin, EndReason.EXIT if text else EndReason.EMPTY_LINE
+        candidate = _OTHER.search(lines, candidate.end() - 1)
     return None
 
 
@@ -181,7 +183,8 @@ class LineProtocol:
         if not cut:
             self._pending += data
             return self._check_pending()
-        whole = bytes(self._pending) + data[:cut] if self._pending else data[:cut]
+        # A megabyte is copied once at most; where it ends with its last line, not at all.
+        whole = b"".join((self._pending, memoryview(data)[:cut])) if self._pending else data[:cut]
         self._pending[:] = data[cut:]
         return self._split(whole)
 
