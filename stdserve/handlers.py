@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"]
 
-#: Bytes asked for in one read: few at first, for a session that waits holds the memory for them, then more and more.
-LEAST_READ = 1024
+#: Bytes asked for in one read while all that was asked for comes.
 MOST_READ = 256 * 1024
 
 
@@ -85,7 +84,7 @@ class LineHandler(socketserver.StreamRequestHandler):
     #: Why the peer takes no more replies, once it does not.
     _gone: EndReason | None = None
     _closing = False
-    _read_size = LEAST_READ
+    _read_size = 0
 
     def connection_made(self) -> None:
         """Do nothing; to be overridden."""
@@ -211,7 +210,7 @@ class LineHandler(socketserver.StreamRequestHandler):
             self.lines_received(event)
 
     def _next_events(self, protocol: LineProtocol | ChunkProtocol, idle: float | None) -> list[Event]:
-        hasty, size = protocol.awaiting_exit, self._read_size
+        hasty, size = protocol.awaiting_exit, self._read_size or protocol.least_read
         try:
             if hasty:
                 self.connection.settimeout(EXIT_PAUSE if idle is None else min(EXIT_PAUSE, idle))
@@ -225,8 +224,8 @@ class LineHandler(socketserver.StreamRequestHandler):
         received = len(data)
         if received == size:
             self._read_size = min(size * 8, MOST_READ)
-        elif received <= LEAST_READ:
-            self._read_size = LEAST_READ
+        elif received <= protocol.least_read:
+            self._read_size = 0
             # What reads as the end may be our own half-close, made by a stop; that is told before it is done.
             self.session.at_end = not received and not self.session.input_ended
         if not self.session.counted:

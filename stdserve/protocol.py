@@ -162,6 +162,9 @@ class LineProtocol:
     Without ``obey_exit`` a blank line and "exit" are lines like any other.
     """
 
+    #: Bytes to ask for in a read: few, for a session that waits holds the memory for them; more while they all come.
+    least_read = 1024
+
     def __init__(self, max_line: int = 65536, obey_exit: bool = True) -> None:
         self._max_line = max_line
         self._find_end = _find_end if obey_exit else _find_no_end
@@ -249,6 +252,8 @@ class ChunkProtocol:
 
     #: An "exit" counts when it is read; nothing is ever unfinished.
     awaiting_exit = False
+    #: Bytes to ask for in a read, which is to bring a message as it was sent.
+    least_read = 65536
 
     def __init__(self, max_line: int = 65536, obey_exit: bool = True) -> None:
         self._obey_exit = obey_exit

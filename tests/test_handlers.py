@@ -360,6 +360,18 @@ def test_an_unfinished_exit_that_goes_on_in_time_is_no_exit() -> None:
     assert ["made", "x", "exitus", EndReason.EXIT] == handler.calls
 
 
+def test_what_was_sent_at_once_is_one_message_in_chunk_framing() -> None:
+    """Up to 64 KiB; over TCP, as far as the network brings it in one piece."""
+    handler = recorder()
+    handler.framing = "chunk"
+    ours, theirs = socket.socketpair()
+    with theirs, ours:
+        theirs.sendall(b"x" * 60_000)
+        theirs.shutdown(socket.SHUT_WR)
+        handler(ours, "", socketserver.BaseServer(("", 0), handler))
+    assert ["made", "x" * 60_000, EndReason.EOF] == handler.calls
+
+
 def test_class_attributes_win_over_the_servers_options() -> None:
     """framing and max_line."""
     handler = recorder()
