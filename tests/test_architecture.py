@@ -34,9 +34,9 @@ FLOORS = {
             "preamble transfer status supervisor targets detaching pieces",
             "mixin client handler_run",
             "servers heartbeat composing wsgi ledger",
-            "factory status_server",
-            "observing loading reloading",
-            "running",
+            "factory status_server bench_load",
+            "observing loading reloading bench_output bench_report bench_servers",
+            "running bench_runs",
             "runner testing bench",
             "cli pytest_plugin",
             "__init__ __main__",
@@ -46,7 +46,7 @@ FLOORS = {
 }
 
 #: Programs, the only rooms that may print and choose the exit code.
-PROGRAMS = {"cli", "client", "__main__"}
+PROGRAMS = {"bench", "cli", "client", "__main__"}
 
 #: Rooms that have no ``tests/test_<module>.py``, and why.
 UNTESTED = {
