@@ -10,6 +10,7 @@ import inspect
 import os
 import signal
 import socketserver
+import sys
 from functools import partial
 
 from .children import Child, fork_child
@@ -123,6 +124,8 @@ def try_parts(options: Options, parts: Parts) -> Options:
 
 
 def _load_apart(options: Options, parts: Parts, writer: int) -> int:
+    # A trial leaves nothing: bytecode of now would be taken for that of a source that is saved in the same second.
+    sys.dont_write_bytecode = True
     try:
         told, status = settle_mode(options, load_parts(options, parts)).mode or "", 0
     except ConfigError as error:

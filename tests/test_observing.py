@@ -374,6 +374,7 @@ def test_nothing_is_left_behind_when_the_supervisor_is_killed() -> None:
     """Neither a process nor a port."""
     with Observed("--workers", "2", "--mode", "fork") as server:
         eventually(lambda: 2 == len(server.workers))
+        server.wait_for_log("^listening")
         host, _, port = server.place.rpartition(":")
         left = descendants_of(server.pid)
         server.process.kill()

@@ -83,6 +83,15 @@ def test_code_that_does_not_import_leaves_the_old_to_answer(tmp_path: Path) -> N
         assert 2 == reloads(server)
 
 
+def test_no_bytecode_is_written_that_would_be_taken_for_that_of_a_later_save(tmp_path: Path) -> None:
+    """Python tells a source from the one before it by whole seconds and the size."""
+    begin(tmp_path)
+    words = ("--handler", "mine:Handler", "--reload", "--workers", "2")
+    with ServerProcess(*words, cwd=tmp_path, env={"PYTHONDONTWRITEBYTECODE": ""}) as server:
+        assert "old" == ask(server)
+        assert [] == list(tmp_path.glob("**/*.pyc"))
+
+
 def test_a_new_package_with_an_error_in_it_is_waited_for(tmp_path: Path) -> None:
     """No worker that serves has ever imported it, nor looked where it is; not even while it is missing."""
     begin(tmp_path)
