@@ -227,7 +227,7 @@ class ServerMixin(StopMixin, DetachMixin, socketserver.TCPServer):
                         return
                     self._turn(left)
             finally:
-                self._take_until = None
+                self._take_until, self._left_behind = None, True
 
     def _turn(self, timeout: float | None) -> None:
         self._loop.turn(self._admission.next_check(timeout))

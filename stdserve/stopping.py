@@ -65,6 +65,8 @@ class StopMixin:
     _serving_thread: int | None = None
     _at_rest: threading.Event
     _close_at_end = _last_call = False
+    #: Whether there may be sessions that no stop has ended.
+    _left_behind = False
     #: Sessions that a stop ended before it came to the others: finished, cut.
     _ended_before = (0, 0)
 
@@ -153,6 +155,7 @@ class StopMixin:
         So they are on a second signal and on a second Ctrl-C.
         """
         self.request_stop()
+        self._left_behind = False
         self._loop.shut()
         self.counters.drain()
         before = self.active
@@ -176,10 +179,10 @@ class StopMixin:
 
     def _end_leftovers(self) -> None:
         """End the sessions that ``handle_request`` began and that outlive it, as a stop would."""
-        if not self.active or self._inside_session():
+        if not self._left_behind or self._inside_session():
             return
         with self._ending:
-            if not self.active:
+            if not self._left_behind or not self.active:
                 return
             close_listeners(self.listeners)
             self.close_on_stop = True  # their first words may still be on their way
