@@ -336,20 +336,20 @@ class ServerMixin(StopMixin, DetachMixin, socketserver.TCPServer):
 
     def shutdown_request(self, request: Any) -> None:
         """Finish sending, discard what the peer still sends (bounded), close, and let go of the session."""
-        try:
-            session = self.sessions.get(request)
-            patience = self.options.linger_timeout
-            # To close is enough where nothing can come any more; but TLS has a last word.
-            done = session is not None and session.at_end and not session.tls
-            if not done and end_output(request, patience) and session is not None and session.opened:
-                linger(request, patience)
-            self.close_request(request)
-        finally:
-            self._forget(request)
+        session, patience = self.sessions.get(request), self.options.linger_timeout
+        # To close is enough where nothing can come any more; but TLS has a last word.
+        done = session is not None and session.at_end and not session.tls
+        if not done and end_output(request, patience) and session is not None and session.opened:
+            linger(request, patience)
+        self.close_request(request)
 
     def close_request(self, request: Any) -> None:
-        """Close the connection, also where a handler left files open that would keep it."""
+        """Close the connection, also where a handler left files open that would keep it; let go of the session.
+
+        The standard library's ``ForkingMixIn`` in front of ours does no more than this in the parent.
+        """
         (request.close_now if isinstance(request, SessionSocket) else request.close)()
+        self._forget(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the exception that is being handled: a peer that went away at debug level, a bug with its traceback.
