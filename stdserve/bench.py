@@ -225,7 +225,7 @@ def _show(given: _Given, results: dict[str, dict[str, list[Measured]]], seconds:
         print()
     else:
         print("\necho was left out: the handler does not reply.\n")
-    print("\n".join(said))
+    print("\n".join(said), flush=True)  # here, where it can still be said that it cannot be written
 
 
 def _title(job: str, plan: Plan) -> str:

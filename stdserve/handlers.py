@@ -165,7 +165,7 @@ class LineHandler(socketserver.StreamRequestHandler):
             self.session.reason = reason
             self.connection_lost(reason)
 
-    if not TYPE_CHECKING:  # which would take it for a promise of every attribute there can be
+    if not TYPE_CHECKING:  # pragma: no branch - for a checker this would be a promise of any attribute there can be
 
         def __getattr__(self, name: str) -> Any:
             """Make ``rfile`` or ``wfile`` at its first use; few sessions need the one, many not even the other."""

@@ -155,7 +155,6 @@ class StopMixin:
         So they are on a second signal and on a second Ctrl-C.
         """
         self.request_stop()
-        self._left_behind = False
         self._loop.shut()
         self.counters.drain()
         before = self.active
@@ -175,6 +174,7 @@ class StopMixin:
         if cut:
             self._cut()
             self._wait_for_sessions(CUT_SECONDS, cut=True)
+        self._left_behind = False  # not before: who closes the server meanwhile is to wait
         _log.info(Event("stopped", finished=finished_before + max(0, before - cut), cut=cut_before + cut))
 
     def _end_leftovers(self) -> None:

@@ -55,3 +55,10 @@ def test_a_mode_that_forks_is_not_to_be_kept_on_one_cpu() -> None:
     """Its children run at the same time."""
     with pytest.raises(ConfigError, match="--pin is for threads"):
         Options(pin=True, mode="fork")
+
+
+def test_a_system_without_affinity_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS and Windows have none."""
+    monkeypatch.delattr(os, "sched_setaffinity")
+    with pytest.raises(ConfigError, match="--pin needs sched_setaffinity"):
+        Options(pin=True)

@@ -11,7 +11,7 @@ import threading
 import pytest
 from processes import DEADLINE, connect, eventually, exchange, read_all, reset
 
-from stdserve import ChunkHandler, EchoHandler, EndReason, LineHandler, Options, PrintHandler, serving
+from stdserve import ChunkHandler, EchoHandler, EndReason, LineHandler, Lines, Options, PrintHandler, serving
 
 
 class Upper(LineHandler):
@@ -160,6 +160,37 @@ def test_close_in_lines_received_ends_the_session_before_the_event_after_it() ->
     with serving(Closes) as server:
         assert b"" == exchange(server.address, b"one\nexit\n", half_close=False)
     assert [EndReason.CLOSED] == lost
+
+
+def test_what_comes_after_close_in_the_same_read_is_not_looked_at() -> None:
+    """Though it was told apart already."""
+    handler = recorder()
+    handler.max_line = 3
+
+    class Closes(handler):  # type: ignore[valid-type, misc] # a class made for this test
+        def lines_received(self, lines: Lines) -> None:
+            super().lines_received(lines)
+            self.close()
+
+    with serving(Closes) as server:
+        assert b"" == exchange(server.address, b"one\ntoo long", half_close=False)
+    assert ["made", "one", EndReason.CLOSED] == handler.calls
+
+
+def test_nagles_algorithm_is_off_where_the_class_says_so() -> None:
+    """As for any StreamRequestHandler, on any server."""
+    seen: list[int] = []
+
+    class Hasty(LineHandler):
+        disable_nagle_algorithm = True
+
+        def connection_made(self) -> None:
+            seen.append(self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Hasty) as server, connect(server.server_address) as client:
+        client.shutdown(socket.SHUT_WR)
+        server.handle_request()
+    assert [1] == [bool(value) for value in seen]
 
 
 def test_another_session_may_reply_and_close() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -92,7 +91,7 @@ class Running:
     def wait_for_session(self, client: socket.socket, opened: int) -> None:
         """Return when one more than that has been seen, of this client."""
         self.process.wait_for_log("^open ", opened + 1)
-        assert re.search(rf"^open {self.peer_of(client)}( tls=\S+)?$", "\n".join(self.process.log), re.MULTILINE)
+        self.process.wait_for_log(rf"^open {self.peer_of(client)}( tls=\S+)?$")
 
 
 @pytest.fixture(scope="module", params=COMBINATIONS)
