@@ -14,7 +14,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from .escaping import decode, escape
@@ -62,23 +62,13 @@ class EndReason(Enum):
     ERROR = "error"
 
 
+# Not frozen, though nobody changes it: that would double the cost of making one.
+@dataclass(unsafe_hash=True)
 class Lines:
     """A run of whole lines: ``data`` holds each with a LF, the CR of a CRLF removed. Iterates as text, len() counts."""
 
-    __slots__ = ("_count", "data")
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self._count: int | None = None
-
-    def __repr__(self) -> str:
-        return f"Lines({self.data!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Lines) and self.data == other.data
-
-    def __hash__(self) -> int:
-        return hash(self.data)
+    data: bytes
+    _count: int | None = field(default=None, init=False, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[str]:
         return map(decode, self.split())

@@ -100,7 +100,7 @@ def test_lines_are_equal_by_what_they_hold_and_show_it() -> None:
     """As any value."""
     assert Lines(b"a\n") == Lines(b"a\n") != Lines(b"b\n")
     assert {Lines(b"a\n")} == {Lines(b"a\n"), Lines(b"a\n")}
-    assert "Lines(b'a\\n')" == repr(Lines(b"a\n"))
+    assert "Lines(data=b'a\\n')" == repr(Lines(b"a\n"))
 
 
 # Line framing.

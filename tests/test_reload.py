@@ -157,14 +157,19 @@ def test_a_worker_that_cannot_start_later_is_tried_again(tmp_path: Path) -> None
 GATE = "open('waits', 'w').close()\nopen('gate').close()"
 
 
+def begin_a_reload_that_waits(server: ServerProcess, folder: Path) -> None:
+    """Have the first new worker stand at the gate; return when it does."""
+    os.mkfifo(folder / "gate")
+    write_code(folder, "new", GATE)
+    server.process.send_signal(signal.SIGHUP)
+    eventually((folder / "waits").exists)
+
+
 def test_a_reload_during_a_reload_comes_after_it(tmp_path: Path) -> None:
     """However often it was asked for, once; with the code as it is then."""
     write_code(tmp_path, "old")
     with serving(tmp_path) as server:
-        os.mkfifo(tmp_path / "gate")
-        write_code(tmp_path, "new", GATE)
-        server.process.send_signal(signal.SIGHUP)
-        eventually((tmp_path / "waits").exists)
+        begin_a_reload_that_waits(server, tmp_path)
         for _ in range(3):
             server.process.send_signal(signal.SIGHUP)
         write_code(tmp_path, "newest")
@@ -198,10 +203,7 @@ def test_a_stop_during_a_reload_is_a_stop(tmp_path: Path) -> None:
     """Also of the worker that has not started yet."""
     write_code(tmp_path, "old")
     with serving(tmp_path) as server:
-        os.mkfifo(tmp_path / "gate")
-        write_code(tmp_path, "new", GATE)
-        server.process.send_signal(signal.SIGHUP)
-        eventually((tmp_path / "waits").exists)
+        begin_a_reload_that_waits(server, tmp_path)
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGHUP)
         assert 0 == server.wait()
