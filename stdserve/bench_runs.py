@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from .bench_load import SHORTEST_LINE, Load, Task, line_of
@@ -18,6 +19,7 @@ from .bench_report import Measured
 from .bench_servers import PATIENCE, Choice, RunningServer
 from .connection import Client
 from .errors import StartError, StdserveError
+from .interrupts import hold_interrupts
 
 __all__ = ["Plan", "Traits", "measure", "own_handler", "probe"]
 
@@ -110,27 +112,33 @@ def _loaded(server: RunningServer, job: str, traits: Traits, plan: Plan) -> tupl
     """Return the load that a generator has put on the server, its CPU seconds, its KiB for each silent connection."""
     words = json.dumps(asdict(plan.task(job, server.port, traits)))
     command = [sys.executable, "-m", "stdserve.bench_load", words]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as generator:
+    with ExitStack() as ended:
+        with hold_interrupts():
+            generator = ended.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            ended.push(partial(_break_off, generator))
         said, told = generator.stdout, generator.stdin
         assert said is not None and told is not None
         sizes: list[float] = []
         before = None
-        try:
-            while (text := said.readline()) == "ready\n":
-                if job == "idle":
-                    if traits.replies == "none":
-                        server.wait_for_sessions(plan.idle if sizes else plan.idle // 2)
-                    sizes.append(server.memory())
-                before = server.cpu()
-                told.write("go\n")
-                told.flush()
-        except BaseException:
-            generator.kill()
-            raise
+        while (text := said.readline()) == "ready\n":
+            if job == "idle":
+                if traits.replies == "none":
+                    server.wait_for_sessions(plan.idle if sizes else plan.idle // 2)
+                sizes.append(server.memory())
+            before = server.cpu()
+            told.write("go\n")
+            told.flush()
         after = server.cpu()
     cpu = None if before is None or after is None else after - before
     memory = (sizes[-1] - sizes[0]) / (plan.idle - plan.idle // 2) if sizes else 0.0
     return (Load(**json.loads(text)) if text else Load(problems=["the generator broke off"])), cpu, memory
+
+
+def _break_off(process: subprocess.Popen[str], kind: type[BaseException] | None, *_: object) -> None:
+    if kind is not None:
+        process.kill()
 
 
 def _check(job: str, output: Path, load: Load, traits: Traits, plan: Plan) -> str:

@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ConfigError, StartError
+from .interrupts import hold_interrupts
 
 __all__ = ["Choice", "RunningServer"]
 
@@ -61,13 +63,13 @@ class RunningServer:
         # What is measured is what the command says; where it listens is looked for in lines.
         told = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_TOLD)}
         told |= {"STDSERVE_LOG_FORMAT": "text"}
-        with self.output.open("wb") as output, self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=log, env=told)
-        try:
+        with ExitStack() as undo:
+            # A Ctrl-C in the middle of a start would leave a process that nobody knows.
+            with hold_interrupts(), self.output.open("wb") as output, self.log.open("wb") as log:
+                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=log, env=told)
+                undo.callback(self.stop)
             self.port = self._port()
-        except BaseException:
-            self.stop()
-            raise
+            undo.pop_all()
 
     def __enter__(self) -> RunningServer:
         return self

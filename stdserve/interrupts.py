@@ -11,7 +11,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["STOP_SIGNALS", "StopNow", "breaks_off", "hold_stops", "let_stops", "spare_stops", "stop_listening"]
+__all__ = [
+    "STOP_SIGNALS",
+    "StopNow",
+    "breaks_off",
+    "hold_interrupts",
+    "hold_stops",
+    "let_stops",
+    "spare_stops",
+    "stop_listening",
+]
 
 #: The signals that stop a server.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -34,6 +43,19 @@ def breaks_off(error: BaseException) -> bool:
         and threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
+
+
+@contextmanager
+def hold_interrupts() -> Iterator[None]:
+    """Let a Ctrl-C that comes in the block be handled at its end; a process started in it has no part in this."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda signum, frame: came.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

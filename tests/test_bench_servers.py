@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +39,30 @@ def test_a_choice_has_a_name_and_its_flags(choice: Choice, name: str, flags: str
     """For the table, and for what to type."""
     assert (name, flags) == (str(choice), choice.flags)
     assert flags.split() == choice.command(ECHO, 10)[-len(flags.split()) :]
+
+
+#: Interrupts its parent, a given time after each line.
+INTERRUPTER = """
+import os, signal, sys, time
+for line in sys.stdin:
+    time.sleep(float(line))
+    os.kill(os.getppid(), signal.SIGINT)
+"""
+
+
+@linux
+def test_an_interrupt_while_it_starts_leaves_no_process(tmp_path: Path) -> None:
+    """Wherever it comes: before the fork, after it, while the new process is looked at."""
+    with subprocess.Popen([sys.executable, "-uc", INTERRUPTER], stdin=subprocess.PIPE) as other:
+        assert other.stdin is not None
+        for turn in range(60):
+            with pytest.raises(KeyboardInterrupt):
+                other.stdin.write(b"%f\n" % (turn / 20_000))
+                other.stdin.flush()
+                with RunningServer([sys.executable, "-S", "-c", "import time; time.sleep(99)"], tmp_path):
+                    pass
+        assert [other.pid] == children_of(os.getpid())
+        other.stdin.close()
 
 
 def test_room_for_many_clients_is_asked_for() -> None:
