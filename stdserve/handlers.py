@@ -10,6 +10,7 @@ import io
 import socket
 import socketserver
 from functools import cache
+from operator import methodcaller
 from threading import get_ident
 
 from .browser import is_request, page_for
@@ -27,16 +28,21 @@ from .protocol import (
 )
 from .sessions import Peer, Session
 from .sink import Sink, open_sink
+from .steps import READS, WRITES, run
 from .streams import ReplyFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .steps import Steps
+
 __all__ = ["ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"]
 
 #: Bytes asked for in one read while all that was asked for comes.
 MOST_READ = 256 * 1024
+
+_PUT_OUT = methodcaller("put_out")
 
 
 class LineHandler(socketserver.StreamRequestHandler):
@@ -155,15 +161,20 @@ class LineHandler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         """Run the session from ``connection_made`` to ``connection_lost``; not to be overridden."""
+        run(self._conversation())
+
+    def _conversation(self) -> Steps[None]:
         options = getattr(self.server, "options", None) or _default_options()
         framing = FRAMINGS[self.framing or options.framing]
         reason = EndReason.ERROR
         self.connection_made()
         try:
-            reason = self._converse(framing(self.max_line or options.max_line, self.obey_exit))
+            reason = yield from self._converse(framing(self.max_line or options.max_line, self.obey_exit))
         finally:
             self.session.reason = reason
             self.connection_lost(reason)
+        if "wfile" in self.__dict__:
+            yield from self._put_out()
 
     if not TYPE_CHECKING:  # pragma: no branch - for a checker this would be a promise of any attribute there can be
 
@@ -187,13 +198,16 @@ class LineHandler(socketserver.StreamRequestHandler):
             except OSError:
                 pass  # the peer has gone; ``reason`` tells it if the session had not ended by then
 
-    def _converse(self, protocol: LineProtocol | ChunkProtocol) -> EndReason:
+    def _converse(self, protocol: LineProtocol | ChunkProtocol) -> Steps[EndReason]:
         idle = self.connection.gettimeout()
         while not self._closing:
             if "wfile" in self.__dict__:
-                self._send(b"", now=True)
-            stuck = self._gone is EndReason.IDLE_TIMEOUT
-            for event in protocol.end(EndReason.IDLE_TIMEOUT) if stuck else self._next_events(protocol, idle):
+                yield from self._put_out()
+            if self._gone is EndReason.IDLE_TIMEOUT:
+                events = protocol.end(EndReason.IDLE_TIMEOUT)
+            else:
+                events = yield from self._next_events(protocol, idle)
+            for event in events:
                 if not isinstance(event, SessionEnd):
                     self._take(event)
                 elif not self._is_closing():
@@ -209,12 +223,12 @@ class LineHandler(socketserver.StreamRequestHandler):
             self.session.tally.add_lines_in(len(event))
             self.lines_received(event)
 
-    def _next_events(self, protocol: LineProtocol | ChunkProtocol, idle: float | None) -> list[Event]:
+    def _next_events(self, protocol: LineProtocol | ChunkProtocol, idle: float | None) -> Steps[list[Event]]:
         hasty, size = protocol.awaiting_exit, self._read_size or protocol.least_read
         try:
             if hasty:
                 self.connection.settimeout(EXIT_PAUSE if idle is None else min(EXIT_PAUSE, idle))
-            data = self.connection.recv(size)
+            data = yield self.connection, READS, self.connection.recv, size
         except TimeoutError:
             return protocol.pause() or protocol.end(EndReason.IDLE_TIMEOUT)
         except OSError:
@@ -237,15 +251,24 @@ class LineHandler(socketserver.StreamRequestHandler):
         if self._gone is not None:
             return
         try:
-            if data:
-                self.wfile.write(data)
-                self.session.tally.add_lines_out(lines)
+            self.wfile.write(data)
+            self.session.tally.add_lines_out(lines)
             if now:
                 self.wfile.flush()
-        except TimeoutError:
-            self._gone = EndReason.IDLE_TIMEOUT
-        except (OSError, ValueError):  # the latter from a closed file: the session is over, and others do not know yet
-            self._gone = EndReason.RESET
+        except (OSError, ValueError) as error:
+            self._give_up(error)
+
+    def _put_out(self) -> Steps[None]:
+        """Send what has gathered."""
+        try:
+            if self._gone is None:
+                yield self.connection, WRITES, _PUT_OUT, self.wfile
+        except (OSError, ValueError) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        # A ValueError comes from a closed file: the session is over, and others do not know yet.
+        self._gone = EndReason.IDLE_TIMEOUT if isinstance(error, TimeoutError) else EndReason.RESET
 
 
 class PrintHandler(LineHandler):

@@ -10,25 +10,27 @@ import logging
 import os
 import socket
 import socketserver
-import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
-from threading import get_ident
+from functools import cached_property
 
 from .accepting import AcceptLoop
 from .access import Admission
-from .addresses import format_peer
-from .blame import reason_for, refusal_for
 from .detaching import DetachMixin
-from .errors import OutputError, PeerError
+from .errors import OutputError
 from .interrupts import StopNow, breaks_off
-from .listeners import BACKLOG, address_of, client_address_of, close_listeners, family_for, prepare_listener
-from .logs import Event
+from .life import LifeMixin
+from .listeners import (
+    BACKLOG,
+    address_of,
+    client_address_of,
+    close_listeners,
+    family_for,
+    prepare_listener,
+)
 from .options import Options
 from .preamble import Preamble
-from .protocol import EndReason
-from .sessions import Session, end_output, linger
+from .sessions import Session
 from .sink import Sink, open_sink
 from .stopping import StopMixin
 from .streams import CountedSocket, SessionSocket
@@ -49,7 +51,7 @@ _log = logging.getLogger("stdserve")
 _TCPServer = socketserver.TCPServer
 
 
-class ServerMixin(StopMixin, DetachMixin, socketserver.TCPServer):
+class ServerMixin(LifeMixin, StopMixin, DetachMixin, socketserver.TCPServer):
     """What every mode shares: the accept loop, its bounds, the life of a session, the stop.
 
     Methods for the caller: those of ``socketserver.BaseServer``. ``shutdown`` may be called from anywhere, a handler,
@@ -273,128 +275,5 @@ class ServerMixin(StopMixin, DetachMixin, socketserver.TCPServer):
                 self.counters.reject("error")
             self._end_badly(request, client_address)
 
-    # The life of a session.
-
     def signal_sessions(self, signum: int) -> None:
         """Send a signal to the processes in which sessions run; here there are none."""
-
-    def run_session(self, request: socket.socket, client_address: Any) -> None:
-        """Run the preamble and the handler, close the connection; whatever a hook or a handler raises ends here."""
-        session = self.sessions.get(request)
-        try:
-            if session is not None:
-                self._open(session)
-                request, client_address = session.request, session.client_address
-            self.finish_request(request, client_address)
-            if session is not None:
-                request = session.request  # another one if the handler keeps its own
-            self.shutdown_request(request)
-        except BaseException as error:
-            if session is not None:
-                request, client_address = session.request, session.client_address
-            if breaks_off(error):
-                request.close()
-                raise
-            self._end_badly(request, client_address)
-        finally:
-            self._forget(request)
-
-    def _open(self, session: Session) -> None:
-        """Take a session through the preamble; its socket and address may be others then."""
-        if self._preamble:
-            accepted = session.request
-            try:
-                self._preamble.run(session)
-            finally:
-                if session.request is not accepted:
-                    self.sessions[session.request] = session
-                    del self.sessions[accepted]
-        session.open()
-        if _log.isEnabledFor(session.level):
-            told = {"tls": session.tls, "subject": session.subject}
-            _log.log(session.level, session.event("open", **{name: text for name, text in told.items() if text}))
-
-    def _end_badly(self, request: Any, client_address: Any) -> None:
-        """Report the exception being handled and close the connection, even if the hooks for that raise too."""
-        try:
-            for hook, *arguments in ((self.handle_error, request, client_address), (self.shutdown_request, request)):
-                try:
-                    hook(*arguments)
-                except BaseException as error:
-                    if breaks_off(error):
-                        raise
-                    _log.exception(Event("error", ": a hook of the server failed", peer=format_peer(client_address)))
-        finally:
-            request.close()
-            self._forget(request)
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """Run the handler, with the idle timeout on its socket (the handler's own ``timeout`` takes its place)."""
-        if self.options.idle_timeout is not None:
-            request.settimeout(self.options.idle_timeout)
-        super().finish_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        """Finish sending, discard what the peer still sends (bounded), close, and let go of the session."""
-        session, patience = self.sessions.get(request), self.options.linger_timeout
-        # To close is enough where nothing can come any more; but TLS has a last word.
-        done = session is not None and session.at_end and not session.tls
-        if not done and end_output(request, patience) and session is not None and session.opened:
-            linger(request, patience)
-        self.close_request(request)
-
-    def close_request(self, request: Any) -> None:
-        """Close the connection, also where a handler left files open that would keep it; let go of the session.
-
-        The standard library's ``ForkingMixIn`` in front of ours does no more than this in the parent.
-        """
-        (request.close_now if isinstance(request, SessionSocket) else request.close)()
-        self._forget(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log the exception that is being handled: a peer that went away at debug level, a bug with its traceback.
-
-        An output that takes no more stops the server.
-        """
-        error = sys.exc_info()[1]
-        reason = reason_for(error)
-        session = self.sessions.get(request)
-        event = partial(Event, peer=format_peer(client_address)) if session is None else session.event
-        if session is not None:
-            session.reason = reason
-            session.refusal = refusal_for(error)
-        if isinstance(error, OutputError):
-            self._fail(error)
-        elif isinstance(error, PeerError):
-            cut = session and session.cut_for
-            _log.info(event("reject", f": {error}", reason=cut.value if cut else error.reason))
-        elif reason is not EndReason.ERROR:
-            _log.debug(event("error", f": {error}"))
-        else:
-            _log.error(event("error", f": {error!r}"), exc_info=True)
-
-    def _forget(self, request: Any) -> None:
-        full = self.active >= self.max_conns
-        session = self.sessions.pop(request, None)
-        if session is None:
-            return
-        reason = session.end()
-        if session.opened and _log.isEnabledFor(session.level):
-            _log.log(
-                session.level,
-                session.event(
-                    "close",
-                    reason=reason,
-                    lines=session.lines,
-                    bytes=session.received,
-                    seconds=f"{session.seconds:.3f}",
-                ),
-            )
-        self._leave(session)
-        if (full or self._stopping or self._accepts_left == 0) and get_ident() != self._serving_thread:
-            self._loop.waiter.wake()
-
-    def _leave(self, session: Session) -> None:
-        """Let others have what the session had."""
-        self._admission.leave(session)
-        self.counters.give_back(session.tally)  # type: ignore[arg-type] # what its own ``take`` has returned

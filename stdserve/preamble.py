@@ -14,12 +14,14 @@ from .access import Admission
 from .errors import PeerError
 from .options import Options
 from .sessions import Session, half_close, linger
+from .steps import READS, WRITES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .certificates import Certificates
+    from .steps import SomeSteps, Steps
 
-__all__ = ["Preamble", "receive_by"]
+__all__ = ["Preamble"]
 
 
 class Preamble:
@@ -31,16 +33,16 @@ class Preamble:
     def __init__(self, options: Options, admission: Admission) -> None:
         self._admission = admission
         self._seconds = options.handshake_timeout
-        self._steps: list[Callable[[Session, float], None]] = []
+        self._steps: list[Callable[[Session, float], SomeSteps]] = []
         if options.proxy_protocol:
-            self._steps += [_read_proxy_header, lambda session, _: admission.admit(session)]
+            self._steps += [_read_proxy_header, self._admit]
         if (certificates := options.certificates) is not None:
             self._steps.append(partial(_shake_hands, certificates))
 
     def __bool__(self) -> bool:
         return bool(self._steps)
 
-    def run(self, session: Session) -> None:
+    def steps(self, session: Session) -> Steps[None]:
         """Take ``session`` through the steps; its ``request``, ``client_address`` and the like may be others then.
 
         Raises PeerError if the peer is refused, OSError if the connection breaks.
@@ -48,40 +50,45 @@ class Preamble:
         deadline = time.monotonic() + self._seconds
         try:
             for step in self._steps:
-                step(session, deadline)
+                yield from step(session, deadline)
         except PeerError as error:
-            self._part(session.request, self._admission.words_for(error), deadline)
+            yield from self._part(session.request, self._admission.words_for(error), deadline)
             raise
         session.request.settimeout(None)
 
-    def _part(self, request: socket.socket, words: bytes, deadline: float) -> None:
+    def _admit(self, session: Session, deadline: float) -> SomeSteps:
+        self._admission.admit(session)
+        return ()
+
+    def _part(self, request: socket.socket, words: bytes, deadline: float) -> Steps[None]:
         """Let a peer that is refused read why, before the deadline: an alert of TLS, or our own ``words``."""
         try:
             request.settimeout(max(deadline - time.monotonic(), 0.000001))
-            socket.socket.sendall(request, words)
+            # A fresh connection has room for a line.
+            yield request, WRITES, partial(socket.socket.send, request), words
         except OSError:
             return
         half_close(request, socket.SHUT_WR)
-        linger(request, deadline - time.monotonic())
+        yield from linger(request, deadline - time.monotonic())
 
 
-def _shake_hands(certificates: Certificates, session: Session, deadline: float) -> None:
+def _shake_hands(certificates: Certificates, session: Session, deadline: float) -> Steps[None]:
     """Go on in TLS, or not at all."""
     from .tls import wrap  # here, as ssl: few servers need it
 
     secure = wrap(session.request, certificates.context)
     session.move_to(secure)
-    secure.handshake(deadline)
+    yield from secure.handshake(deadline)
     session.tls, session.subject = secure.version(), secure.subject
 
 
-def _read_proxy_header(session: Session, deadline: float) -> None:
+def _read_proxy_header(session: Session, deadline: float) -> Steps[None]:
     """Let the header say who the client is; not a byte is read beyond it, what follows is for TLS or the handler."""
     from .proxy import ProxyParser  # here, for few servers need it
 
     parser, header = ProxyParser(), None
     while header is None:
-        data = receive_by(session.request, parser.wanted, deadline)
+        data = yield from _receive_by(session.request, parser.wanted, deadline)
         if not data and not parser.received:  # what looks whether a port is open does this all day
             raise ConnectionAbortedError("it left before its PROXY header")
         header = parser.receive_data(data)
@@ -90,11 +97,12 @@ def _read_proxy_header(session: Session, deadline: float) -> None:
         session.name(header.source)
 
 
-def receive_by(sock: socket.socket, size: int, deadline: float) -> bytes:
+def _receive_by(sock: socket.socket, size: int, deadline: float) -> Steps[bytes]:
     """Read at most ``size`` bytes before ``deadline`` (of the monotonic clock); raise PeerError when it has come."""
     try:
         # A timeout of 0 would mean not to wait at all, and to say so with another error.
         sock.settimeout(max(deadline - time.monotonic(), 0.000001))
-        return sock.recv(size)
+        data: bytes = yield sock, READS, sock.recv, size
+        return data
     except TimeoutError:
         raise PeerError("handshake_timeout", "the PROXY header did not come in time") from None

@@ -7,10 +7,13 @@ import logging
 import socket
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 
 from .addresses import format_peer
 from .logs import Event
 from .protocol import EndReason
+from .steps import READS, WRITES
 from .tally import Tally
 
 TYPE_CHECKING = False
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
     from .proxyheader import ProxyHeader
     from .rows import SessionRow
+    from .steps import Steps
 
 __all__ = ["LINGER_BYTES", "Peer", "Session", "end_output", "half_close", "has_said_all", "linger"]
 
@@ -210,24 +214,27 @@ def has_said_all(request: socket.socket) -> bool:
         return False
 
 
-def end_output(request: Any, seconds: float) -> bool:
+def end_output(request: Any, seconds: float) -> Steps[bool]:
     """Tell the peer that nothing more will come, TLS in ``seconds`` at most; False if the connection is gone."""
     if hasattr(request, "close_notify"):  # a TLS socket has more to say than the end of the stream
-        request.close_notify(time.monotonic() + seconds)
+        request.settimeout(seconds)
+        with suppress(TimeoutError):
+            yield request, WRITES, request.close_notify, time.monotonic() + seconds
     return half_close(request, socket.SHUT_WR)
 
 
-def linger(request: socket.socket, seconds: float, limit: int = LINGER_BYTES) -> None:
+def linger(request: socket.socket, seconds: float, limit: int = LINGER_BYTES) -> Steps[None]:
     """Read and discard until the peer closes, for at most ``seconds`` and ``limit`` bytes.
 
     Closing with unread input makes the kernel send RST, and the peer may lose our last words (RFC 7230, 6.6).
     nginx waits 5 s between reads and 30 s in all; a handler's thread is dearer.
     """
     deadline = time.monotonic() + seconds
+    receive = partial(socket.socket.recv, request)  # of TLS the bare records: nobody reads them any more
     try:
         while limit > 0 and (left := deadline - time.monotonic()) > 0:
             request.settimeout(left)
-            data = socket.socket.recv(request, 65536)  # of TLS the bare records: nobody reads them any more
+            data = yield request, READS, receive, 65536
             if not data:
                 return
             limit -= len(data)

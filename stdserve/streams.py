@@ -163,6 +163,10 @@ class ReplyFile(io.BufferedIOBase):
                 blocks, self._blocks, self._size = self._blocks, [], 0
                 self._sock.sendall(b"".join(blocks))
 
+    def put_out(self) -> None:
+        """Flush, as a step of the session's own that may have to wait."""
+        self.flush()
+
 
 class _RawReader(io.RawIOBase):
     """Reads from a socket. A timeout ends one read, not all: a fresh file takes the place of the poisoned one."""

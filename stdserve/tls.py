@@ -14,9 +14,11 @@ import selectors
 import socket
 import ssl
 import time
+from functools import partial
 
 from .certificates import PLAIN_EOF
 from .errors import PeerError
+from .steps import READS
 from .streams import SessionSocket
 
 TYPE_CHECKING = False
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .rows import SessionRow
+    from .steps import Steps
     from .tally import Tally
 
 __all__ = ["TLSSocket", "wrap"]
@@ -113,7 +116,7 @@ class TLSSocket(SessionSocket, ssl.SSLSocket):
     #: Where what is said is counted, once it is.
     tally: Tally | SessionRow | None = None
 
-    def handshake(self, deadline: float) -> None:
+    def handshake(self, deadline: float) -> Steps[None]:
         """Do the handshake by ``deadline`` (of time.monotonic), whatever the peer does or does not; keep the timeout.
 
         Raises PeerError with reason "handshake_timeout", or "tls" with what is wrong with the peer: plain text, no
@@ -122,10 +125,10 @@ class TLSSocket(SessionSocket, ssl.SSLSocket):
         """
         timeout = self.gettimeout()
         try:
-            self._check_first_bytes(deadline)
+            yield from self._check_first_bytes(deadline)
             # For the whole handshake, not for each of its reads (ssl's documentation of do_handshake).
             self._set_deadline(deadline)
-            self.do_handshake()
+            yield self, READS, self.do_handshake, False
         except (TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise PeerError("handshake_timeout", "the TLS handshake was not done in time") from None
         except (ssl.SSLEOFError, ssl.SSLSyscallError, ssl.SSLZeroReturnError):
@@ -144,10 +147,11 @@ class TLSSocket(SessionSocket, ssl.SSLSocket):
             raise TimeoutError
         self.settimeout(left)
 
-    def _check_first_bytes(self, deadline: float) -> None:
+    def _check_first_bytes(self, deadline: float) -> Steps[None]:
         """Wait for the client's first word; tell plain text apart at once, where OpenSSL would wait for five bytes."""
         self._set_deadline(deadline)
-        first = socket.socket.recv(self, 8, socket.MSG_PEEK)
+        peek = partial(socket.socket.recv, self, 8)
+        first = yield self, READS, peek, socket.MSG_PEEK
         if not first:
             raise ConnectionResetError("the peer left before the TLS handshake")
         if first[0] == _HANDSHAKE:

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all, reset
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    connect,
+    eventually,
+    exchange,
+    read_all,
+    reset,
+)
 
 from stdserve.access import MOST_REFUSALS, Admission
 from stdserve.errors import PeerError

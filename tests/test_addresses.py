@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stdserve.addresses import DEFAULT_PORT, LOOPBACK, Address, connect_form, format_peer, parse_address, parse_port
+from stdserve.addresses import (
+    DEFAULT_PORT,
+    LOOPBACK,
+    Address,
+    connect_form,
+    format_peer,
+    parse_address,
+    parse_port,
+)
 from stdserve.errors import ConfigError
 
 ports = st.integers(0, 65535)

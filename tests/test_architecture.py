@@ -25,14 +25,15 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         [
-            "errors escaping affinity backlog browser rows status_page tally version terminal waiting interrupts",
+            "errors escaping affinity backlog browser rows status_page steps tally version terminal waiting interrupts",
             "protocol proxyheader networks addresses systemd flags logs streams unix privileges pidfile",
             "proxy listeners certificates tls_stream metrics sink sessions threads children stacks blame",
             "session_options seats tls worker accepting",
             "options",
             "handlers access settings hints exposition connection stopping rolling companion hooks",
             "preamble transfer status supervisor targets detaching pieces",
-            "mixin client handler_run",
+            "client handler_run life",
+            "mixin",
             "servers heartbeat composing wsgi ledger",
             "factory status_server bench_load",
             "observing loading reloading bench_output bench_report bench_servers",
@@ -54,6 +55,7 @@ UNTESTED = {
     "__main__": "three lines, run by every test that starts the server as a process",
     "errors": "types without behaviour, raised and caught in the tests of every other room",
     "flags": "the machinery of options, tested with them",
+    "life": "the part of the mix-in that takes a session through its steps, tested with it",
     "rolling": "the part of the supervisor that reloads, tested in test_reload",
     "rows": "the memory of metrics, tested with it",
     "session_options": "the first part of options, tested with them",

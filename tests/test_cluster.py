@@ -21,7 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from processes import DEADLINE, ServerProcess, connect, eventually, free_port, peer_program, read_all
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    connect,
+    eventually,
+    free_port,
+    peer_program,
+    read_all,
+)
 
 from stdserve import Options, cli
 from stdserve.settings import read_settings

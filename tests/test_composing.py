@@ -15,7 +15,15 @@ from processes import ServerProcess, exchange
 from test_mixin import running
 from transports import every_mode
 
-from stdserve import ConfigError, EchoHandler, ServerMixin, SingleServer, ThreadServer, create_server, serving
+from stdserve import (
+    ConfigError,
+    EchoHandler,
+    ServerMixin,
+    SingleServer,
+    ThreadServer,
+    create_server,
+    serving,
+)
 from stdserve.composing import compose
 
 local = partial(create_server, bind="127.0.0.1:0")

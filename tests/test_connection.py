@@ -12,12 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import behind_proxy, closed_port, die_at_the_end, echo, full_listener, listening, run, serving
+from peers import (
+    behind_proxy,
+    closed_port,
+    die_at_the_end,
+    echo,
+    full_listener,
+    listening,
+    run,
+    serving,
+)
 from processes import DEADLINE, read_all
 
 from stdserve.addresses import parse_address
 from stdserve.connection import Client
-from stdserve.errors import ConfigError, ConnectError, ConnectTimeout, SendError, SendTimeout
+from stdserve.errors import (
+    ConfigError,
+    ConnectError,
+    ConnectTimeout,
+    SendError,
+    SendTimeout,
+)
 from stdserve.proxy import ProxyHeader
 
 

@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 from authority import Authority
-from processes import ServerProcess, children_of, connect, eventually, exchange, read_all
+from processes import (
+    ServerProcess,
+    children_of,
+    connect,
+    eventually,
+    exchange,
+    read_all,
+)
 from transports import every_mode, every_transport, offered
 
 from stdserve import create_server, serving

@@ -8,7 +8,14 @@ import socket
 from pathlib import Path
 
 import pytest
-from example_programs import REPOSITORY, SOURCES, Folder, Terminal, blocks, server_commands
+from example_programs import (
+    REPOSITORY,
+    SOURCES,
+    Folder,
+    Terminal,
+    blocks,
+    server_commands,
+)
 from processes import DEADLINE, ServerProcess, children_of, peer_program, reset
 
 from stdserve import Client

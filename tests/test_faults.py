@@ -27,7 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange, read_all, reset
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    children_of,
+    connect,
+    eventually,
+    exchange,
+    read_all,
+    reset,
+)
 from test_mixin import LOCAL, Upper, readable, running
 
 from stdserve import Options, SingleServer, ThreadServer, create_server

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    children_of,
+    connect,
+    eventually,
+    exchange,
+)
 from test_listeners import descriptors, made, needs_ipv6
 
 from stdserve import LineHandler, ThreadServer, create_server, serving

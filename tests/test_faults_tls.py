@@ -19,7 +19,14 @@ from typing import Any
 
 import pytest
 from authority import Authority
-from processes import DEADLINE, ServerProcess, connect, eventually, peer_program, read_all
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    connect,
+    eventually,
+    peer_program,
+    read_all,
+)
 from test_faults import stock
 
 from stdserve.certificates import TLSFiles

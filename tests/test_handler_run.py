@@ -15,7 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stdserve import ChunkHandler, ConfigError, EchoHandler, EndReason, LineHandler, Options, PrintHandler
+from stdserve import (
+    ChunkHandler,
+    ConfigError,
+    EchoHandler,
+    EndReason,
+    LineHandler,
+    Options,
+    PrintHandler,
+)
 from stdserve.errors import PeerError
 from stdserve.testing import HandlerRun, run_handler, split
 

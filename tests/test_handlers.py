@@ -11,7 +11,16 @@ import threading
 import pytest
 from processes import DEADLINE, connect, eventually, exchange, read_all, reset
 
-from stdserve import ChunkHandler, EchoHandler, EndReason, LineHandler, Lines, Options, PrintHandler, serving
+from stdserve import (
+    ChunkHandler,
+    EchoHandler,
+    EndReason,
+    LineHandler,
+    Lines,
+    Options,
+    PrintHandler,
+    serving,
+)
 
 
 class Upper(LineHandler):

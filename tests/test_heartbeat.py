@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    children_of,
+    connect,
+    eventually,
+    exchange,
+)
 
 from stdserve import LineHandler, ThreadServer
 from stdserve.heartbeat import Heartbeat

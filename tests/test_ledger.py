@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 from processes import DEADLINE, connect, eventually, exchange, reset
 
-from stdserve import ConfigError, EchoHandler, LineHandler, SendError, SessionError, serving
+from stdserve import (
+    ConfigError,
+    EchoHandler,
+    LineHandler,
+    SendError,
+    SessionError,
+    serving,
+)
 from stdserve.ledger import Ledger
 
 #: A handler of each kind, for processes that fork: pytest has threads.

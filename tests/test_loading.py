@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 from processes import DEADLINE, ServerProcess, children_of, eventually, exchange
 
-from stdserve import ConfigError, EchoHandler, ForkServer, Options, create_server, serving
+from stdserve import (
+    ConfigError,
+    EchoHandler,
+    ForkServer,
+    Options,
+    create_server,
+    serving,
+)
 from stdserve.loading import load_handler
 
 SOURCE = """

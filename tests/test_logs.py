@@ -20,7 +20,14 @@ from processes import DEADLINE, ServerProcess, connect, eventually, exchange
 from test_modes import MODES
 
 from stdserve.errors import StartError
-from stdserve.logs import Event, JsonFormatter, TextFormatter, log_to, reopen_file, reopen_logs
+from stdserve.logs import (
+    Event,
+    JsonFormatter,
+    TextFormatter,
+    log_to,
+    reopen_file,
+    reopen_logs,
+)
 
 LOGGER = logging.getLogger("stdserve")
 JSON = {"STDSERVE_LOG_FORMAT": "json"}

@@ -19,7 +19,15 @@ from typing import Any
 import pytest
 from processes import DEADLINE, connect, eventually, exchange, read_all
 
-from stdserve import LineHandler, Options, ServerMixin, SingleServer, StartError, ThreadServer, create_server
+from stdserve import (
+    LineHandler,
+    Options,
+    ServerMixin,
+    SingleServer,
+    StartError,
+    ThreadServer,
+    create_server,
+)
 from stdserve.listeners import open_listeners
 
 

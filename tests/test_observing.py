@@ -19,7 +19,16 @@ from typing import Any
 
 import pytest
 from authority import Authority
-from processes import DEADLINE, ServerProcess, children_of, connect, descendants_of, eventually, exchange, read_all
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    children_of,
+    connect,
+    descendants_of,
+    eventually,
+    exchange,
+    read_all,
+)
 from prometheus_client.parser import text_string_to_metric_families
 from test_status import browser, words_of
 

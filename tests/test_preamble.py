@@ -12,13 +12,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all, reset
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    connect,
+    eventually,
+    exchange,
+    read_all,
+    reset,
+)
 from test_modes import MODES
 
 from stdserve import LineHandler, Options, serving
 from stdserve.access import Admission
 from stdserve.preamble import Preamble
 from stdserve.proxy import encode_v1, encode_v2
+from stdserve.steps import run
 from stdserve.waiting import Waiter
 
 BEHIND_A_PROXY = ["--proxy-protocol", "--format", "peer"]
@@ -217,6 +226,6 @@ def test_a_peer_that_has_gone_is_not_waited_for() -> None:
     preamble = Preamble(options, Admission(options, 1, waiter, socket.socket.close))
     started = time.monotonic()
     with socket.socket() as gone:
-        preamble._part(gone, b"", started + 2 * DEADLINE)
+        run(preamble._part(gone, b"", started + 2 * DEADLINE))
     assert time.monotonic() - started < DEADLINE
     waiter.close()

@@ -20,10 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import DEADLINE, ServerProcess, descendants_of, eventually, exchange, peer_program
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    descendants_of,
+    eventually,
+    exchange,
+    peer_program,
+)
 
 from stdserve.errors import ConfigError, StartError
-from stdserve.privileges import LARGEST_ID, Identity, become, find_identity, give_files, masked
+from stdserve.privileges import (
+    LARGEST_ID,
+    Identity,
+    become,
+    find_identity,
+    give_files,
+    masked,
+)
 
 ROOT = os.geteuid() == 0
 NOBODY = pwd.getpwnam("nobody")

@@ -22,7 +22,14 @@ from processes import DEADLINE, connect, peer_program, read_all
 from test_listeners import needs_ipv6
 
 from stdserve.errors import PeerError
-from stdserve.proxy import MAX_V1, MAX_V2, ProxyHeader, ProxyParser, encode_v1, encode_v2
+from stdserve.proxy import (
+    MAX_V1,
+    MAX_V2,
+    ProxyHeader,
+    ProxyParser,
+    encode_v1,
+    encode_v2,
+)
 from stdserve.proxyheader import SIGNATURE, SocketAddress
 
 CLIENT, SERVER = ("192.0.2.1", 56324), ("198.51.100.2", 443)

@@ -7,7 +7,15 @@ import pickle
 import pytest
 
 from stdserve.errors import ConfigError
-from stdserve.proxyheader import ProxyHeader, ProxySsl, SocketAddress, encode_v1, encode_v2, ip_address, unix_address
+from stdserve.proxyheader import (
+    ProxyHeader,
+    ProxySsl,
+    SocketAddress,
+    encode_v1,
+    encode_v2,
+    ip_address,
+    unix_address,
+)
 
 CLIENT, SERVER = ("192.0.2.1", 56324), ("198.51.100.2", 443)
 CLIENT6, SERVER6 = ("2001:db8::1", 56324, 0, 0), ("2001:db8::2", 443, 0, 0)

@@ -14,7 +14,16 @@ from pathlib import Path
 
 import pytest
 from authority import Authority
-from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange, peer_program, read_all
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    children_of,
+    connect,
+    eventually,
+    exchange,
+    peer_program,
+    read_all,
+)
 
 from stdserve import cli
 from stdserve.flags import usage_of

@@ -19,7 +19,15 @@ from pathlib import Path
 
 import pytest
 from authority import Authority
-from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange, read_all
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    children_of,
+    connect,
+    eventually,
+    exchange,
+    read_all,
+)
 from test_heartbeat import Manager, manager
 from test_supervisor import SLEEPER, alive, words_of
 

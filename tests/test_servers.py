@@ -14,10 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import DEADLINE, ServerProcess, children_of, connect, eventually, exchange, read_all
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    children_of,
+    connect,
+    eventually,
+    exchange,
+    read_all,
+)
 from test_mixin import LOCAL, Upper, running
 
-from stdserve import ForkServer, LineHandler, PrintHandler, ServerMixin, SingleServer, ThreadServer, create_server
+from stdserve import (
+    ForkServer,
+    LineHandler,
+    PrintHandler,
+    ServerMixin,
+    SingleServer,
+    ThreadServer,
+    create_server,
+)
 from stdserve.sink import Sink, open_sink
 
 

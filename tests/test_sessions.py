@@ -16,6 +16,7 @@ from processes import DEADLINE, connect, eventually, read_all, reset
 
 from stdserve.protocol import EndReason
 from stdserve.sessions import Session, half_close, has_said_all, linger
+from stdserve.steps import run
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_the_last_words_arrive_although_input_was_not_read(pair: tuple[socket.so
         ours.recv(1)
         ours.sendall(b"bye")
         half_close(ours, socket.SHUT_WR)
-        linger(ours, DEADLINE)
+        run(linger(ours, DEADLINE))
         ours.close()
         assert b"bye" == reply.result(DEADLINE)
 
@@ -170,7 +171,7 @@ def test_lingering_ends_with_the_peer(pair: tuple[socket.socket, socket.socket])
     theirs.sendall(b"unread")
     theirs.close()
     before = time.monotonic()
-    linger(ours, 10 * DEADLINE)
+    run(linger(ours, 10 * DEADLINE))
 
     assert time.monotonic() - before < DEADLINE
     assert b"" == ours.recv(1)
@@ -179,7 +180,7 @@ def test_lingering_ends_with_the_peer(pair: tuple[socket.socket, socket.socket])
 def test_a_silent_peer_is_lingered_for_only_so_long(pair: tuple[socket.socket, socket.socket]) -> None:
     """A peer that keeps the connection open costs the seconds, and no more."""
     before = time.monotonic()
-    linger(pair[0], 0.1)
+    run(linger(pair[0], 0.1))
 
     assert 0.1 <= time.monotonic() - before < DEADLINE
 
@@ -197,7 +198,7 @@ def test_a_peer_that_drips_does_not_put_off_the_deadline(pair: tuple[socket.sock
         dripping = pool.submit(drip)
         before = time.monotonic()
         try:
-            linger(ours, 0.2)
+            run(linger(ours, 0.2))
         finally:
             stop.set()
         dripping.result(DEADLINE)
@@ -209,7 +210,7 @@ def test_a_peer_that_floods_is_read_only_so_far(pair: tuple[socket.socket, socke
     """The bytes are bounded too, within one read."""
     ours, theirs = pair
     theirs.sendall(b"x" * 200_000)
-    linger(ours, 10 * DEADLINE, 100_000)
+    run(linger(ours, 10 * DEADLINE, 100_000))
     ours.settimeout(DEADLINE)
     theirs.shutdown(socket.SHUT_WR)
 
@@ -220,12 +221,12 @@ def test_lingering_is_over_at_once_where_nothing_is_left_to_do(pair: tuple[socke
     """No bytes or no time granted, a reset, a socket that is closed: none of them waits or raises."""
     ours, theirs = pair
     before = time.monotonic()
-    linger(ours, 10 * DEADLINE, 0)
-    linger(ours, 0)
+    run(linger(ours, 10 * DEADLINE, 0))
+    run(linger(ours, 0))
     reset(theirs)
-    linger(ours, 10 * DEADLINE)
+    run(linger(ours, 10 * DEADLINE))
     ours.close()
-    linger(ours, 10 * DEADLINE)
+    run(linger(ours, 10 * DEADLINE))
 
     assert time.monotonic() - before < DEADLINE
 

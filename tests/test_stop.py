@@ -21,7 +21,15 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
-from processes import DEADLINE, ServerProcess, connect, descendants_of, eventually, exchange, read_all
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    connect,
+    descendants_of,
+    eventually,
+    exchange,
+    read_all,
+)
 from test_faults import THEIRS, linux, listening, port_of, script
 from test_mixin import LOCAL, Upper, both, running
 from test_modes import MODES

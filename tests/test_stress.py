@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all, reset
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    connect,
+    eventually,
+    exchange,
+    read_all,
+    reset,
+)
 from test_faults import THEIRS, Silent, linux, port_of, script, stock
 from test_mixin import LOCAL, readable, running
 from test_stop import begin, ended, read_exactly

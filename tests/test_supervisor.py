@@ -12,7 +12,16 @@ import threading
 from pathlib import Path
 
 import pytest
-from processes import DEADLINE, ServerProcess, children_of, connect, descendants_of, eventually, exchange, read_all
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    children_of,
+    connect,
+    descendants_of,
+    eventually,
+    exchange,
+    read_all,
+)
 
 
 def test_all_workers_serve() -> None:

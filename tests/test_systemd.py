@@ -12,7 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import DEADLINE, ServerProcess, connect, eventually, exchange, free_port, peer_program, read_all
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    connect,
+    eventually,
+    exchange,
+    free_port,
+    peer_program,
+    read_all,
+)
 from test_children import run_script
 from test_listeners import needs_ipv6
 

@@ -24,6 +24,7 @@ from stdserve import tls as room
 from stdserve.certificates import TLSFiles, load_context
 from stdserve.errors import PeerError
 from stdserve.sessions import half_close, linger
+from stdserve.steps import run
 from stdserve.streams import LineTooLong, SessionReader, SessionSocket
 from stdserve.tls import TLSSocket, wrap
 
@@ -75,7 +76,7 @@ def handshaken(
     """Both ends of a connection after its handshake; the client is strict."""
     accepted, raw = connect()
     session = wrap(accepted, server)
-    shaking = Beside(lambda: session.handshake(soon()))
+    shaking = Beside(lambda: run(session.handshake(soon())))
     peer = client.wrap_socket(raw, server_hostname="localhost", suppress_ragged_eofs=False)
     shaking.result()
     session.settimeout(DEADLINE)
@@ -112,7 +113,7 @@ def test_a_handshake_makes_a_session_that_speaks_tls(authority: Authority, versi
     accepted.max_line = 10
     number = accepted.fileno()
     session = wrap(accepted, load_context(authority.pair()))
-    shaking = Beside(lambda: session.handshake(soon()))
+    shaking = Beside(lambda: run(session.handshake(soon())))
     with session, authority.client(version=version).wrap_socket(raw, server_hostname="localhost") as client:
         shaking.result()
         assert [7, 10, number, -1] == [
@@ -140,7 +141,7 @@ def test_openssl_finishes_the_handshake_and_reads_a_clean_end(authority: Authori
         )
         session = wrap(listener.accept()[0], load_context(authority.pair()))
     with session:
-        session.handshake(soon())
+        run(session.handshake(soon()))
         assert client.stdin is not None
         client.stdin.write(b"ping\n")
         client.stdin.flush()
@@ -162,11 +163,11 @@ def test_a_silent_peer_is_cut_at_the_deadline(authority: Authority) -> None:
             client.sendall(data)
             started = time.monotonic()
             with pytest.raises(PeerError, match="not done in time") as error:
-                session.handshake(soon(0.1))
+                run(session.handshake(soon(0.1)))
             assert 0.1 <= time.monotonic() - started
             assert "handshake_timeout" == error.value.reason
             with pytest.raises(PeerError, match="not done in time"):
-                session.handshake(soon(-1))
+                run(session.handshake(soon(-1)))
 
 
 def client_hello(authority: Authority) -> bytes:
@@ -192,7 +193,7 @@ def test_the_deadline_is_for_the_whole_handshake(authority: Authority) -> None:
         dripping = Beside(drip)
         started = time.monotonic()
         with pytest.raises(PeerError) as error:
-            session.handshake(soon(0.5))
+            run(session.handshake(soon(0.5)))
         # All of it would take ten times as long.
         assert 0.5 <= time.monotonic() - started < 0.02 * len(hello) / 2
         ended.set()
@@ -205,7 +206,7 @@ def test_a_client_that_drips_but_comes_to_an_end_is_served(authority: Authority)
     accepted, raw = tcp()
     client = authority.client().wrap_bio(incoming := ssl.MemoryBIO(), outgoing := ssl.MemoryBIO(), False, "localhost")
     with raw, wrap(accepted, load_context(authority.pair())) as session:
-        shaking = Beside(lambda: session.handshake(soon()))
+        shaking = Beside(lambda: run(session.handshake(soon())))
         for done in (False, True):
             with contextlib.suppress(ssl.SSLWantReadError):
                 client.do_handshake()
@@ -223,7 +224,7 @@ def test_plain_text_is_refused_at_once(authority: Authority, data: bytes) -> Non
     with client, wrap(accepted, load_context(authority.pair())) as session:
         client.sendall(data)
         with pytest.raises(PeerError, match="^plain text on a TLS port$") as error:
-            session.handshake(soon())
+            run(session.handshake(soon()))
         assert "tls" == error.value.reason
         session.close()
         with contextlib.suppress(ConnectionResetError):
@@ -236,7 +237,7 @@ def test_an_http_client_without_tls_is_told(authority: Authority) -> None:
     with client, wrap(accepted, load_context(authority.pair())) as session:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         with pytest.raises(PeerError, match="^plain text on a TLS port: an HTTP request$"):
-            session.handshake(soon())
+            run(session.handshake(soon()))
         half_close(session, socket.SHUT_WR)
         assert read_all(client).startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
@@ -254,7 +255,7 @@ def test_what_only_looks_like_tls_is_refused(authority: Authority, data: bytes, 
     with client, wrap(accepted, load_context(authority.pair())) as session:
         client.sendall(data)
         with pytest.raises(PeerError, match=f"^{complaint}$"):
-            session.handshake(soon())
+            run(session.handshake(soon()))
 
 
 @settings(deadline=None)
@@ -267,7 +268,7 @@ def test_any_bytes_are_the_peers_fault(data: bytes) -> None:
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
         with pytest.raises((PeerError, ConnectionResetError)) as error:
-            session.handshake(soon())
+            run(session.handshake(soon()))
         assert "\n" not in str(error.value)
 
 
@@ -282,7 +283,7 @@ def test_a_peer_that_leaves_is_no_error_of_ours(
     client.sendall(data)
     leave(client)
     with session, pytest.raises(ConnectionResetError):
-        session.handshake(soon())
+        run(session.handshake(soon()))
 
 
 def test_a_connection_that_is_gone_gives_no_socket_of_plain_text(authority: Authority) -> None:
@@ -305,7 +306,7 @@ def test_a_stop_ends_a_handshake(authority: Authority) -> None:
     for how in (socket.SHUT_RD, socket.SHUT_RDWR):
         accepted, client = tcp()
         with client, wrap(accepted, load_context(authority.pair())) as session:
-            shaking = Beside(lambda session=session: session.handshake(soon()))  # type: ignore[misc]
+            shaking = Beside(lambda session=session: run(session.handshake(soon())))  # type: ignore[misc]
             client.sendall(b"\x16\x03")
             half_close(session, how)
             with pytest.raises(ConnectionResetError):
@@ -319,7 +320,7 @@ def test_a_session_that_was_closed_meanwhile(authority: Authority) -> None:
         session = wrap(accepted, load_context(authority.pair()))
         session.close_now()
         with pytest.raises(ConnectionResetError, match="Bad file descriptor"):
-            session.handshake(soon())
+            run(session.handshake(soon()))
 
 
 @versions
@@ -329,7 +330,7 @@ def test_a_client_that_refuses_our_certificate_says_so(authority: Authority, ver
     stranger.minimum_version = stranger.maximum_version = authority.client(version=version).minimum_version
     accepted, raw = tcp()
     with wrap(accepted, load_context(authority.pair())) as session:
-        shaking = Beside(lambda: session.handshake(soon()))
+        shaking = Beside(lambda: run(session.handshake(soon())))
         with pytest.raises(ssl.SSLCertVerificationError):
             stranger.wrap_socket(raw, server_hostname="localhost")
         with pytest.raises(PeerError, match="^the peer sent the alert unknown ca$"):
@@ -341,7 +342,7 @@ def test_a_client_that_is_too_old_is_refused(authority: Authority) -> None:
     context = load_context(dataclasses.replace(authority.pair(), min_version="1.3"))
     accepted, raw = tcp()
     with wrap(accepted, context) as session:
-        shaking = Beside(lambda: session.handshake(soon()))
+        shaking = Beside(lambda: run(session.handshake(soon())))
         with pytest.raises(ssl.SSLError, match="alert protocol version"):
             authority.client(version="1.2").wrap_socket(raw, server_hostname="localhost")
         with pytest.raises(PeerError, match="^the peer speaks no version of TLS that is allowed here$"):
@@ -424,11 +425,11 @@ def test_a_client_without_a_good_certificate_is_refused_and_told(
     talking = Beside(talk)
     with wrap(accepted, context) as session:
         with pytest.raises(PeerError, match=complaint) as error:
-            session.handshake(soon())
+            run(session.handshake(soon()))
         assert "tls" == error.value.reason
         session.close_notify(soon())
         half_close(session, socket.SHUT_WR)
-        linger(session, DEADLINE)
+        run(linger(session, DEADLINE))
     with pytest.raises(ssl.SSLError, match="(?i)alert (certificate|handshake failure|unknown ca)"):
         talking.result()
 
@@ -615,7 +616,7 @@ def test_close_notify_is_a_clean_end_for_a_strict_client(pair: Pair) -> None:
     with pytest.raises(OSError, match="protocol is shutdown|Broken pipe"):
         session.send(b"never in plain text")
     client.close()
-    linger(session, DEADLINE)
+    run(linger(session, DEADLINE))
 
 
 def test_an_end_without_close_notify_is_none(pair: Pair) -> None:
@@ -633,7 +634,7 @@ def test_close_notify_arrives_though_the_client_still_sends(pair: Pair) -> None:
     session.sendall(b"bye")
     session.close_notify(soon())
     half_close(session, socket.SHUT_WR)
-    lingering = Beside(lambda: linger(session, DEADLINE))
+    lingering = Beside(lambda: run(linger(session, DEADLINE)))
     assert b"bye" == read_all(client)
     client.sendall(b"x" * 100_000)
     client.close()

@@ -23,7 +23,13 @@ from processes import DEADLINE, ServerProcess, eventually, peer_program, read_al
 
 from stdserve.certificates import client_context
 from stdserve.connection import Client
-from stdserve.errors import ConfigError, ConnectError, ConnectTimeout, SendError, SendTimeout
+from stdserve.errors import (
+    ConfigError,
+    ConnectError,
+    ConnectTimeout,
+    SendError,
+    SendTimeout,
+)
 from stdserve.proxy import ProxyHeader
 from stdserve.tls_stream import TLSStream
 from stdserve.transfer import Transfer

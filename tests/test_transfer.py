@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import die_at_the_end, echo, end_after_line, ended, read_until, run, running, serving, shout, terminal
+from peers import (
+    die_at_the_end,
+    echo,
+    end_after_line,
+    ended,
+    read_until,
+    run,
+    running,
+    serving,
+    shout,
+    terminal,
+)
 from processes import DEADLINE, read_all, reset
 
 from stdserve.errors import SendError, SendTimeout

@@ -14,7 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import DEADLINE, ServerProcess, connect, descendants_of, eventually, exchange, peer_program
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    connect,
+    descendants_of,
+    eventually,
+    exchange,
+    peer_program,
+)
 from test_children import run_script
 
 from stdserve.addresses import Address
