@@ -16,7 +16,15 @@ from .errors import ConfigError, OutputError, StartError, StdserveError
 from .interrupts import spare_stops, stop_listening
 from .logs import Event, log_to
 from .options import Options
-from .settings import Request, Settings, add_all_flags, did_you_mean, read_settings, setting_groups, show_settings
+from .settings import (
+    Request,
+    Settings,
+    add_all_flags,
+    did_you_mean,
+    read_settings,
+    setting_groups,
+    show_settings,
+)
 from .terminal import fill_descriptors, say, settle
 from .version import __version__
 

@@ -12,7 +12,7 @@ from .handlers import PrintHandler
 from .listeners import close_listeners, open_listeners
 from .mixin import ServerMixin
 from .options import Options, make_options
-from .servers import SingleServer, ThreadServer
+from .servers import EventServer, SingleServer, ThreadServer
 from .session_options import DEFAULT_MODE
 from .sink import Sink
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["MODES", "create_server", "create_server_of", "mode_of", "register_mode", "server_class", "server_for"]
 
 #: The concurrency modes by the word that chooses them.
-MODES: dict[str, type[ServerMixin]] = {"single": SingleServer, "thread": ThreadServer}
+MODES: dict[str, type[ServerMixin]] = {"single": SingleServer, "thread": ThreadServer, "event": EventServer}
 if hasattr(servers, "ForkServer"):  # pragma: no branch - Windows has no fork
     MODES["fork"] = servers.ForkServer
 

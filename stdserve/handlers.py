@@ -29,7 +29,7 @@ from .protocol import (
 from .sessions import Peer, Session
 from .sink import Sink, open_sink
 from .steps import READS, WRITES, run
-from .streams import ReplyFile
+from .streams import Outbox, ReplyFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,6 +91,14 @@ class LineHandler(socketserver.StreamRequestHandler):
     _gone: EndReason | None = None
     _closing = False
     _read_size = 0
+
+    def __init__(self, request: Any, client_address: Any, server: Any) -> None:
+        """Run the session, as ``BaseRequestHandler`` does, or leave that to a server that takes its ``steps``."""
+        if hasattr(server, "adopt_handler"):
+            self.request, self.client_address, self.server = request, client_address, server
+            server.adopt_handler(self)
+        else:
+            super().__init__(request, client_address, server)
 
     def connection_made(self) -> None:
         """Do nothing; to be overridden."""
@@ -163,6 +171,14 @@ class LineHandler(socketserver.StreamRequestHandler):
         """Run the session from ``connection_made`` to ``connection_lost``; not to be overridden."""
         run(self._conversation())
 
+    def steps(self) -> Steps[None]:
+        """Tell the session from ``setup`` to ``finish`` in steps, for a server that has adopted this handler."""
+        self.setup()
+        try:
+            yield from self._conversation()
+        finally:
+            self.finish()
+
     def _conversation(self) -> Steps[None]:
         options = getattr(self.server, "options", None) or _default_options()
         framing = FRAMINGS[self.framing or options.framing]
@@ -183,7 +199,9 @@ class LineHandler(socketserver.StreamRequestHandler):
             if name == "rfile":
                 made: Any = self.connection.makefile("rb", self.rbufsize)
             elif name == "wfile":
-                made = ReplyFile(self.connection, io.DEFAULT_BUFFER_SIZE if self.wbufsize < 0 else self.wbufsize)
+                limit = io.DEFAULT_BUFFER_SIZE if self.wbufsize < 0 else self.wbufsize
+                driver = getattr(self.connection, "driver", None)
+                made = ReplyFile(self.connection, limit) if driver is None else Outbox(self.connection, limit, driver)
             else:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             # Two threads may ask at once: the first one's is everybody's.

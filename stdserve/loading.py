@@ -45,7 +45,9 @@ def load_handler(target: str) -> Handler:
         _check_factory(found, name, where, target)
         found, name = call_target(found, name, where), f"{name}()"
     if isinstance(found, type) and issubclass(found, socketserver.BaseServer):
-        from .factory import server_for  # here and below: a request handler has time for it when clients can connect
+        from .factory import (
+            server_for,  # here and below: a request handler has time for it when clients can connect
+        )
 
         try:
             server_for(found, None)
@@ -85,7 +87,11 @@ def load_parts(options: Options, parts: Parts) -> Parts:
         return parts
     if options.wsgi is None:
         return Parts(load_handler(options.handler), parts.attributes, parts.bases)
-    from .wsgi import ApplicationMixin, WSGIHandler, load_application  # here, for few servers need it
+    from .wsgi import (  # here, for few servers need it
+        ApplicationMixin,
+        WSGIHandler,
+        load_application,
+    )
 
     attributes = {"application": load_application(options.wsgi), **parts.attributes}
     return Parts(WSGIHandler, attributes, (*parts.bases, ApplicationMixin))

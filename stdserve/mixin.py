@@ -30,6 +30,7 @@ from .listeners import (
 )
 from .options import Options
 from .preamble import Preamble
+from .protocol import EndReason
 from .sessions import Session
 from .sink import Sink, open_sink
 from .stopping import StopMixin
@@ -74,6 +75,8 @@ class ServerMixin(LifeMixin, StopMixin, DetachMixin, socketserver.TCPServer):
     forks = False
     #: Whether sessions run in the thread that serves, and keep it from its accept loop.
     inline = False
+    #: Whether the accept loop sees to the session timeout.
+    cuts_late = False
     #: Sessions at a time where the options do not say.
     default_max_conns = 1
 
@@ -232,8 +235,17 @@ class ServerMixin(LifeMixin, StopMixin, DetachMixin, socketserver.TCPServer):
                 self._take_until, self._left_behind = None, True
 
     def _turn(self, timeout: float | None) -> None:
+        limit = self.options.session_timeout if self.cuts_late and self.sessions else None
+        if limit is not None:
+            # Looking at all of them now and then is cheaper than a timer for each, of which few would ever ring.
+            every = min(1.0, limit / 10)
+            timeout = every if timeout is None else min(timeout, every)
         self._loop.turn(self._admission.next_check(timeout))
         self._admission.check(self.active)
+        if limit is not None:
+            for session in list(self.sessions.values()):
+                if session.seconds >= limit:
+                    session.cut(EndReason.SESSION_TIMEOUT)
 
     def _crowd(self) -> None:
         if not self._stopping and self._accepts_left != 0:

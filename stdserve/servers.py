@@ -1,4 +1,4 @@
-"""The three servers: one session at a time, a thread each, a child process each.
+"""The four servers: one session at a time, a thread each, a child process each, all in one thread.
 
 What they share is in :class:`ServerMixin`; here each says how a session gets its thread or its process.
 """
@@ -16,6 +16,9 @@ from functools import cached_property, partial
 
 from .children import POLL_SECONDS, Child, fork_child, ignore_signal
 from .detaching import await_keepers, end_kept_input
+from .errors import ConfigError
+from .events import EventLoop
+from .handlers import LineHandler
 from .listeners import close_listeners
 from .mixin import ServerMixin
 from .protocol import EndReason
@@ -24,9 +27,12 @@ from .threads import SessionThreads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from typing import Any
 
-__all__ = ["SingleServer", "ThreadServer"]
+    from .steps import SomeSteps
+
+__all__ = ["EventServer", "SingleServer", "ThreadServer"]
 
 _log = logging.getLogger("stdserve")
 
@@ -78,6 +84,7 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
     The default of 1000 (gunicorn's too) fits the usual limit of 1024 descriptors and some 20 MB of memory.
     """
 
+    cuts_late = True
     default_max_conns = 1000
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -108,18 +115,6 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
         """Run the session, in its thread; may be overridden, as in ``ThreadingMixIn``."""
         self.run_session(request, client_address)
 
-    def _turn(self, timeout: float | None) -> None:
-        limit = self.options.session_timeout
-        if limit is None or not self.sessions:
-            super()._turn(timeout)
-            return
-        # Looking at all of them now and then is cheaper than a timer for each, of which few would ever ring.
-        every = min(1.0, limit / 10)
-        super()._turn(every if timeout is None else min(timeout, every))
-        for session in list(self.sessions.values()):
-            if session.seconds >= limit:
-                session.cut(EndReason.SESSION_TIMEOUT)
-
     def _run_in_thread(self, request: Any, client_address: Any) -> None:
         try:
             self.process_request_thread(request, client_address)
@@ -128,6 +123,72 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
 
     def _inside_session(self) -> bool:
         return self._session_threads.inside
+
+
+class EventServer(ServerMixin, socketserver.TCPServer):
+    """All sessions in the thread that serves, each of which goes on when its peer has something to say.
+
+    For handlers derived from ``LineHandler``, whose hooks must not wait for anything: whoever waits keeps all others
+    waiting. The default of 10,000 takes some 40 MB.
+    """
+
+    cuts_late = True
+    default_max_conns = 10_000
+
+    _adopted: LineHandler | None = None
+
+    def __init__(self, server_address: Any, RequestHandlerClass: Any, *args: Any, **kwargs: Any) -> None:
+        """Take what ``ServerMixin`` takes; raise ConfigError for a handler that cannot be served so."""
+        self.check_handler(RequestHandlerClass)
+        super().__init__(server_address, RequestHandlerClass, *args, **kwargs)
+        self._events = EventLoop(self.waiter, self._loop)
+
+    @classmethod
+    def check_handler(cls, handler: Any) -> None:
+        """Raise ConfigError for a class that is no ``LineHandler``, or has a ``handle`` of its own."""
+        while isinstance(handler, partial):
+            handler = handler.func
+        if isinstance(handler, type) and getattr(handler, "handle", None) is not LineHandler.handle:
+            raise ConfigError(
+                f"--mode event serves handlers that derive from LineHandler, which {handler.__name__} does not:"
+                " take --mode thread, fork or single"
+            )
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin the session; it goes on in later turns."""
+        self._events.begin(request, self._life(request, client_address))
+
+    def adopt_handler(self, handler: LineHandler) -> None:
+        """Take the steps of a handler that has just been made, in ``finish_request``."""
+        self._adopted = handler
+
+    def handler_steps(self, request: socket.socket, client_address: Any) -> SomeSteps:
+        """Make the handler, and return its steps."""
+        self.finish_request(request, client_address)
+        handler, self._adopted = self._adopted, None
+        return () if handler is None else handler.steps()
+
+    def detach_request(self, request: Any) -> Any:
+        """Let the handler keep ``request``, as in every mode."""
+        kept: Any = super().detach_request(request)
+        kept.driver.let_go()
+        kept.be_alone()
+        return kept
+
+    def handle_request(self) -> None:
+        """Wait for one client, as in every mode, and serve it to its end: nobody else would."""
+        super().handle_request()
+        self._take_until = self._taken
+        try:
+            with self._serving():
+                while self.sessions and not self._stopping:
+                    self._turn(None)
+        finally:
+            self._take_until = None
+
+    def _turn(self, timeout: float | None) -> None:
+        super()._turn(self._events.until_due(timeout))
+        self._events.settle()
 
 
 if hasattr(os, "fork"):  # pragma: no branch - Windows has none

@@ -9,7 +9,14 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from .addresses import DEFAULT_PORT, LOOPBACK, UNIX_MODE, Address, parse_address, parse_port
+from .addresses import (
+    DEFAULT_PORT,
+    LOOPBACK,
+    UNIX_MODE,
+    Address,
+    parse_address,
+    parse_port,
+)
 from .flags import COUNT, TIME, option, parse_count, parse_mode, parse_workers
 
 TYPE_CHECKING = False
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["BUILT_IN_MODES", "DEFAULT_MODE", "SessionOptions"]
 
 #: The modes that need not be registered; ``factory.MODES`` has their classes.
-BUILT_IN_MODES = ("single", "thread", "fork") if hasattr(os, "fork") else ("single", "thread")
+BUILT_IN_MODES = ("single", "thread", "fork", "event") if hasattr(os, "fork") else ("single", "thread", "event")
 
 #: The mode where neither an option nor a server class says which.
 DEFAULT_MODE = "thread"

@@ -145,7 +145,9 @@ def show_settings(settings: Settings) -> str:
 
 def did_you_mean(word: str, names: Iterable[str], form: str = "{}") -> str:
     """Return "; did you mean ...?" with the nearest of ``names``, put into ``form``; empty if none is near."""
-    from difflib import get_close_matches  # here, for it has no part in a start that goes well
+    from difflib import (
+        get_close_matches,  # here, for it has no part in a start that goes well
+    )
 
     return "".join(f"; did you mean {form.format(near)}?" for near in get_close_matches(word, names, 1))
 

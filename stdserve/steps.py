@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     #: The same where there may be none.
     SomeSteps = Iterable[Step]
 
-__all__ = ["READS", "WRITES", "run"]
+__all__ = ["READS", "WRITES", "run", "wanted"]
 
 #: What a call waits for: bytes that come, or room for those that go (selectors.EVENT_READ and EVENT_WRITE).
 READS, WRITES = 1, 2
+
+#: By their names, for few servers import ``ssl``.
+_TLS_WANTS = {"SSLWantReadError": READS, "SSLWantWriteError": WRITES}
 
 
 def run(steps: Steps[Result]) -> Result:
@@ -44,3 +47,10 @@ def run(steps: Steps[Result]) -> Result:
     except StopIteration as end:
         result: Result = end.value
         return result
+
+
+def wanted(error: BaseException, waits: int) -> int:
+    """Return what a call that ``waits`` for something has to wait for, after ``error``; 0 if it has failed."""
+    if isinstance(error, BlockingIOError):
+        return waits
+    return _TLS_WANTS.get(type(error).__name__, 0)

@@ -13,18 +13,35 @@ import socket
 import sys
 import threading
 
+from .steps import WRITES, wanted
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
     from .rows import SessionRow
     from .tally import Tally
 
-__all__ = ["CountedSocket", "LineTooLong", "ReplyFile", "SessionReader", "SessionSocket"]
+    class Driver(Protocol):
+        """What takes a session's steps for it."""
+
+        @property
+        def inside(self) -> bool:
+            """Whether the caller is the session itself."""
+
+        def stir(self, outbox: Outbox) -> None:
+            """Have it put out what it has, in any thread."""
+
+
+__all__ = ["CountedSocket", "LineTooLong", "Outbox", "ReplyFile", "SessionReader", "SessionSocket"]
 
 
 #: Whether an accepted socket has the mode of its listener, which does not block; on Linux it has not (accept(2)).
 _INHERITS_MODE = sys.platform != "linux"
+
+
+#: Bytes of replies from other sessions and threads that wait for a peer, beyond which it counts as not reading.
+MOST_UNSENT = 1 << 20
 
 
 class LineTooLong(ConnectionAbortedError):
@@ -35,6 +52,12 @@ class SessionSocket(socket.socket):
     """An accepted connection; ``max_line`` bounds the lines that its files read without a bound of their own."""
 
     max_line = 65536
+
+    #: What waits for it in its place (an ``events.Driver``), where its calls must never wait.
+    driver: Driver | None = None
+    #: Whether bytes that were received may wait in its own memory, where no selector sees them.
+    holds_bytes = False
+    _patience: float | None = None
 
     @classmethod
     def adopt(cls, accepted: socket.socket) -> SessionSocket:
@@ -56,6 +79,32 @@ class SessionSocket(socket.socket):
         if _INHERITS_MODE:  # pragma: no cover - the BSDs
             request.setblocking(True)
         return request, address
+
+    def be_driven(self, driver: Driver) -> None:
+        """Never wait any more: ``driver`` does, as long as ``settimeout`` says."""
+        self._patience = self.gettimeout()
+        super().setblocking(False)
+        self.driver = driver
+
+    def be_alone(self) -> None:
+        """Wait again, as ``settimeout`` says."""
+        self.driver = None
+        self.settimeout(self._patience)
+
+    def settimeout(self, value: float | None) -> None:
+        """Set the seconds after which a call gives up."""
+        if self.driver is None:
+            super().settimeout(value)
+        else:
+            self._patience = value
+
+    def gettimeout(self) -> float | None:
+        """Return the seconds after which a call gives up."""
+        return super().gettimeout() if self.driver is None else self._patience
+
+    def setblocking(self, flag: bool) -> None:
+        """Wait without a limit, or not at all."""
+        self.settimeout(None if flag else 0.0)
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
         """Return a file as ``socket.makefile`` does; those that are for reading bytes are a SessionReader."""
@@ -131,7 +180,7 @@ class ReplyFile(io.BufferedIOBase):
     def __init__(self, sock: socket.socket, limit: int) -> None:
         self._sock = sock
         self._limit = limit
-        self._blocks: list[bytes] = []
+        self._blocks: list[bytes | memoryview] = []
         self._size = 0
         self._lock = threading.Lock()
 
@@ -166,6 +215,54 @@ class ReplyFile(io.BufferedIOBase):
     def put_out(self) -> None:
         """Flush, as a step of the session's own that may have to wait."""
         self.flush()
+
+
+class Outbox(ReplyFile):
+    """The same for a session whose driver waits: what the peer does not take at once stays here until it does.
+
+    What comes from elsewhere than the session itself is refused, with a TimeoutError, while MOST_UNSENT bytes are here:
+    the peer does not read.
+    """
+
+    def __init__(self, sock: SessionSocket, limit: int, driver: Driver) -> None:
+        super().__init__(sock, limit)
+        self._driver = driver
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that have not gone."""
+        return self._size
+
+    def write(self, data: Any) -> int:
+        """Take ``data``; send what has gathered if that is more than ``limit`` and the peer takes it."""
+        if self._driver.inside:
+            return super().write(data)
+        if self._size > MOST_UNSENT:
+            raise TimeoutError("the peer takes no replies")
+        size = super().write(data)
+        self._driver.stir(self)
+        return size
+
+    def flush(self) -> None:
+        """Send what the peer takes now, or have it sent. Raises OSError if the connection is gone."""
+        if self._driver.inside:
+            try:
+                self.put_out()
+            except OSError as error:
+                if not wanted(error, WRITES):
+                    raise
+        else:
+            self._driver.stir(self)
+
+    def put_out(self) -> None:
+        """Send all, or raise what the socket does for who does not wait, and keep what it has not taken."""
+        with self._lock:
+            while self._blocks:
+                block: Any = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
+                self._blocks = [block]
+                sent = self._sock.send(block)
+                self._size -= sent
+                self._blocks = [memoryview(block)[sent:]] if self._size else []
 
 
 class _RawReader(io.RawIOBase):

@@ -115,6 +115,8 @@ def _attribute(owner: Any, name: str, owner_name: str, where: str) -> Any:
 
 
 def _did_you_mean(word: str, names: Iterable[str], form: str) -> str:
-    from .settings import did_you_mean  # here, for what goes well needs no settings file
+    from .settings import (
+        did_you_mean,  # here, for what goes well needs no settings file
+    )
 
     return did_you_mean(word, names, form)

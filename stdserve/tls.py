@@ -81,6 +81,7 @@ def wrap(accepted: socket.socket, context: ssl.SSLContext) -> TLSSocket:
     """
     context.sslsocket_class = TLSSocket
     max_line = getattr(accepted, "max_line", TLSSocket.max_line)
+    driver = getattr(accepted, "driver", None)
     try:
         tls: Any = context.wrap_socket(
             accepted, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=not PLAIN_EOF
@@ -95,6 +96,8 @@ def wrap(accepted: socket.socket, context: ssl.SSLContext) -> TLSSocket:
         tls.close()
         raise ConnectionResetError("the connection was gone before its TLS handshake") from None
     tls.max_line = max_line
+    if driver is not None:
+        tls.be_driven(driver)
     wrapped: TLSSocket = tls
     return wrapped
 
@@ -109,6 +112,8 @@ class TLSSocket(SessionSocket, ssl.SSLSocket):
 
     ``pending()`` bytes are deciphered and unread: ``select`` does not see them, blocking reads need not care.
     """
+
+    holds_bytes = True
 
     #: The last write has failed, or has yet to be repeated by a handler that does not block.
     _unfinished = False
@@ -188,12 +193,14 @@ class TLSSocket(SessionSocket, ssl.SSLSocket):
             while True:
                 try:
                     tls.shutdown()
-                    return
                 except ssl.SSLWantWriteError:
-                    if not self._has_room(deadline):
-                        return
-        except OSError:
-            pass  # told, and not answered yet (SSLWantReadError); or there is no one left to tell
+                    if self.driver is not None:
+                        raise
+                    if self._has_room(deadline):
+                        continue
+                except OSError:
+                    pass  # told, and not answered yet (SSLWantReadError); or there is no one left to tell
+                return
         finally:
             self.settimeout(timeout)
 

@@ -87,7 +87,10 @@ def client_of(connection: socket.socket) -> tuple[str, int]:
     """
     if sys.platform != "linux":  # pragma: no cover - not Linux
         return "local", 0
-    from struct import calcsize, unpack  # here, for the other families have no use for it
+    from struct import (  # here, for the other families have no use for it
+        calcsize,
+        unpack,
+    )
 
     layout = "iII"  # struct ucred: pid, uid, gid
     pid, uid, _ = unpack(layout, connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, calcsize(layout)))

@@ -25,17 +25,26 @@ class Waiter:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self._forgotten = False
         self._wakened, self._waker = socket.socketpair()
         self._wakened.setblocking(False)
         self._waker.setblocking(False)
         self.watch(self._wakened, self._drop_wakeups)
 
-    def watch(self, file: Any, call: Callable[[], None]) -> None:
-        """Call ``call()`` in each turn in which ``file`` (a socket or descriptor) is readable."""
-        self._selector.register(file, selectors.EVENT_READ, call)
+    def watch(self, file: Any, call: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
+        """Call ``call()`` in each turn in which ``file`` (a socket or descriptor) is readable, or for other ``events``.
+
+        An error and the end of a connection are all events.
+        """
+        self._selector.register(file, events, call)
+
+    def watch_for(self, file: Any, call: Callable[[], None], events: int) -> None:
+        """Call ``call()`` for other ``events`` than before; ``file`` must be watched."""
+        self._selector.modify(file, events, call)
 
     def unwatch(self, file: Any) -> None:
-        """Forget ``file``; it must be watched, and not closed yet."""
+        """Forget ``file``; it must be watched. One that is closed already is to be forgotten before another is open."""
+        self._forgotten = True
         self._selector.unregister(file)
 
     @property
@@ -56,9 +65,11 @@ class Waiter:
 
     def turn(self, timeout: float | None = None) -> None:
         """Wait for ``timeout`` seconds at most (None: until something happens) and call what is due."""
-        for key, _ in self._selector.select(None if timeout is None else min(timeout, LONGEST_WAIT)):
+        events = self._selector.select(None if timeout is None else min(timeout, LONGEST_WAIT))
+        self._forgotten = False
+        for key, _ in events:
             # An earlier call of this turn may have had it forgotten, and its number given to another.
-            if self._selector.get_map().get(key.fd) is key:
+            if not self._forgotten or self._selector.get_map().get(key.fd) is key:
                 key.data()
 
     def close(self) -> None:

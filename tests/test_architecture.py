@@ -31,7 +31,7 @@ FLOORS = {
             "session_options seats tls worker accepting",
             "options",
             "handlers access settings hints exposition connection stopping rolling companion hooks",
-            "preamble transfer status supervisor targets detaching pieces",
+            "preamble transfer status supervisor targets detaching pieces events",
             "client handler_run life",
             "mixin",
             "servers heartbeat composing wsgi ledger",

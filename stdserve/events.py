@@ -1,0 +1,255 @@
+"""Many sessions in one thread: each takes its next step when its socket is ready, and none waits for another."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections import deque
+from threading import get_ident
+
+from .steps import READS, WRITES, wanted
+from .waiting import Waiter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .accepting import AcceptLoop
+    from .steps import Step, Steps
+    from .streams import Outbox, SessionSocket
+
+__all__ = ["Driver", "EventLoop"]
+
+#: Steps that one session takes before others have their turn.
+STEPS_PER_TURN = 16
+
+#: Alarms among which nobody looks for those that are not needed any more.
+FEW_ALARMS = 1024
+
+
+def _begin(_: object) -> None:
+    """Be what comes before the first step: nothing is called, and nothing returned."""
+
+
+class EventLoop:
+    """Takes the steps of all sessions of one thread, which calls ``until_due``, waits for ``waiter``, calls ``settle``.
+
+    ``begin`` is for that thread, too. ``current`` is the session whose own code runs now, None between two; ``count``
+    grows with each turn of a session. ``accepting`` is known to be
+    occupied meanwhile.
+    """
+
+    def __init__(self, waiter: Waiter, accepting: AcceptLoop) -> None:
+        self.waiter = waiter
+        self.accepting = accepting
+        self.current: Driver | None = None
+        self.count = 0
+        #: The thread that takes the steps.
+        self.thread = 0
+        self._numbers = itertools.count()
+        self._alarms: list[tuple[float, int, Driver]] = []
+        self._most_alarms = FEW_ALARMS
+        # Sessions that have something to do which no socket tells of, and what others have replied to them.
+        self._stirred: deque[tuple[Driver, Outbox | None]] = deque()
+
+    def begin(self, request: SessionSocket, steps: Steps[None]) -> None:
+        """Take the first steps of a session, as far as they go without waiting."""
+        self.thread = get_ident()
+        driver = Driver(self, steps, (request, WRITES, _begin, None))
+        request.be_driven(driver)
+        driver.go()
+
+    def until_due(self, timeout: float | None) -> float | None:
+        """Return ``timeout`` (seconds), or less if a session has something to do earlier."""
+        if self._stirred:
+            return 0.0
+        if not self._alarms:
+            return timeout
+        left = max(0.0, self._alarms[0][0] - time.monotonic())
+        return left if timeout is None else min(left, timeout)
+
+    def settle(self) -> None:
+        """Do what is due: alarms that ring, sessions that were stirred."""
+        if self._alarms:
+            now = time.monotonic()
+            while self._alarms and self._alarms[0][0] <= now:
+                alarm, _, driver = heapq.heappop(self._alarms)
+                driver.ring(alarm, now)
+        for _ in range(len(self._stirred)):  # those that stir meanwhile have the next turn
+            driver, outbox = self._stirred.popleft()
+            driver.wake(outbox)
+
+    def stir(self, driver: Driver, outbox: Outbox | None) -> None:
+        """Call ``driver.wake(outbox)`` soon; in any thread."""
+        self._stirred.append((driver, outbox))
+        if get_ident() != self.thread:
+            self.waiter.wake()
+
+    def set_alarm(self, alarm: float, driver: Driver) -> None:
+        """Call ``driver.ring(alarm, now)`` when it is that late (time.monotonic)."""
+        heapq.heappush(self._alarms, (alarm, next(self._numbers), driver))
+        if len(self._alarms) > self._most_alarms:
+            # Those of sessions that have ended; there is a limit to how many others there can be.
+            self._alarms = [entry for entry in self._alarms if entry[2].awaits(entry[0])]
+            heapq.heapify(self._alarms)
+            self._most_alarms = max(FEW_ALARMS, 2 * len(self._alarms))
+
+
+class Driver:
+    """Takes the steps of one session, each as soon as it can be taken.
+
+    ``stir`` and ``inside`` are for any thread, all else for that of the loop.
+    """
+
+    __slots__ = (
+        "_alarm",
+        "_deadline",
+        "_fd",
+        "_inside",
+        "_loop",
+        "_mask",
+        "_step",
+        "_steps",
+        "_stirred",
+        "_stuck",
+        "_timed",
+    )
+
+    def __init__(self, loop: EventLoop, steps: Steps[None], first: Step) -> None:
+        self._loop = loop
+        self._steps: Steps[None] | None = steps
+        self._step = first
+        self._fd, self._mask = -1, 0  # what the waiter watches, and for what
+        self._timed: Step | None = None  # the step that ``_deadline`` is for
+        self._deadline: float | None = None
+        self._alarm: float | None = None
+        self._inside = self._stirred = False
+        self._stuck: Outbox | None = None  # what others have replied and the peer does not take
+
+    @property
+    def inside(self) -> bool:
+        """Whether the caller is the session itself."""
+        return self._inside and get_ident() == self._loop.thread
+
+    def awaits(self, alarm: float) -> bool:
+        """Tell whether this alarm is still of interest."""
+        return self._steps is not None and alarm == self._alarm
+
+    def go(self, error: BaseException | None = None) -> None:
+        """Take steps until one has to wait; ``error`` is what has become of the one that did."""
+        steps, loop = self._steps, self._loop
+        if steps is None:
+            return
+        self._inside, loop.current = True, self
+        loop.count += 1
+        loop.accepting.occupied = True
+        try:
+            step = self._step if error is None else steps.throw(error)
+            for _ in range(STEPS_PER_TURN):
+                sock, waits, call, argument = step
+                try:
+                    if waits == READS and sock.driver is not self:
+                        raise ConnectionAbortedError("the handler keeps the connection")
+                    result = call(argument)
+                except BaseException as failure:
+                    if wants := wanted(failure, waits):
+                        self._wait(step, wants)
+                        return
+                    step = steps.throw(failure)
+                else:
+                    step = steps.send(result)
+                if step[1] == READS == self._mask and not (step[0].holds_bytes and step[0].pending()):
+                    self._wait(step, READS)
+                    return
+            self._step = step
+            loop.stir(self, None)
+        except StopIteration:
+            self._end()
+        except BaseException:  # a second signal, a Ctrl-C: all else is the session's own affair
+            self._end()
+            raise
+        finally:
+            self._inside, loop.current = False, None
+            loop.accepting.occupied = False
+
+    def stir(self, outbox: Outbox) -> None:
+        """Have ``outbox`` put out what others have replied."""
+        if not self._stirred:
+            self._stirred = True
+            self._loop.stir(self, outbox)
+
+    def wake(self, outbox: Outbox | None) -> None:
+        """Go on after others had their turn, or put out what they have replied."""
+        if outbox is None:
+            self.go()
+            return
+        self._stirred = False  # first: what comes from now on is another matter
+        if self._steps is not None and self._step[1] == READS:  # else the session is about to put out all there is
+            self._put_out(outbox)
+
+    def ring(self, alarm: float, now: float) -> None:
+        """Give up waiting if that has been for too long; an alarm is set for many steps, and may be early."""
+        if not self.awaits(alarm):
+            return
+        self._alarm = None
+        if self._deadline is None:
+            return
+        if self._deadline > now:
+            self._set_alarm(self._deadline)
+        else:
+            self.go(TimeoutError("timed out"))
+
+    def let_go(self) -> None:
+        """Watch the socket no more."""
+        if self._mask:
+            self._loop.waiter.unwatch(self._fd)
+            self._mask = 0
+
+    def _ready(self) -> None:
+        if self._stuck is not None:
+            self._put_out(self._stuck)
+        self.go()
+
+    def _put_out(self, outbox: Outbox) -> None:
+        self._stuck = None
+        try:
+            outbox.put_out()
+        except OSError as error:
+            if wanted(error, WRITES):
+                self._stuck = outbox
+            # Else the connection is gone, as the next read will find.
+        if self._mask:
+            self._watch(self._mask & READS | (WRITES if self._stuck is not None else 0))
+
+    def _wait(self, step: Step, wants: int) -> None:
+        self._step = step
+        mask = wants | WRITES if self._stuck is not None else wants
+        if mask != self._mask:
+            self._watch(mask)
+        if step is not self._timed:
+            self._timed = step
+            patience = step[0].gettimeout()
+            self._deadline = None if patience is None else time.monotonic() + patience
+            if self._deadline is not None:
+                self._set_alarm(self._deadline)
+
+    def _watch(self, mask: int) -> None:
+        if self._mask:
+            self._loop.waiter.watch_for(self._fd, self._ready, mask)
+        else:
+            self._fd = self._step[0].fileno()
+            self._loop.waiter.watch(self._fd, self._ready, mask)
+        self._mask = mask
+
+    def _set_alarm(self, deadline: float) -> None:
+        if self._alarm is None or deadline < self._alarm:
+            self._alarm = deadline
+            self._loop.set_alarm(deadline, self)
+
+    def _end(self) -> None:
+        self.let_go()
+        # Of the socket, the driver and the outbox each knows another one.
+        self._steps = self._timed = self._stuck = None
+        self._step = _OVER
+
+
+_OVER: Step = (None, 0, _begin, None)
