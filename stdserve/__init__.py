@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .options import Options
     from .protocol import Chunk, EndReason, Lines
     from .runner import serve
-    from .servers import ForkServer, SingleServer, ThreadServer
+    from .servers import EventServer, ForkServer, SingleServer, ThreadServer
     from .sessions import Peer
     from .testing import serving
 
@@ -48,6 +48,7 @@ __all__ = [
     "ConnectError",
     "EchoHandler",
     "EndReason",
+    "EventServer",
     "ForkServer",
     "LineHandler",
     "Lines",
@@ -85,7 +86,7 @@ _HOMES = {
     "options": ("Options",),
     "protocol": ("Chunk", "EndReason", "Lines"),
     "runner": ("serve",),
-    "servers": ("ForkServer", "SingleServer", "ThreadServer"),
+    "servers": ("EventServer", "ForkServer", "SingleServer", "ThreadServer"),
     "sessions": ("Peer",),
     "testing": ("serving",),
 }

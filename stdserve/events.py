@@ -6,6 +6,7 @@ import heapq
 import itertools
 import time
 from collections import deque
+from collections.abc import Callable
 from threading import get_ident
 
 from .steps import READS, WRITES, wanted
@@ -13,6 +14,8 @@ from .waiting import Waiter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .accepting import AcceptLoop
     from .steps import Step, Steps
     from .streams import Outbox, SessionSocket
@@ -30,6 +33,10 @@ def _begin(_: object) -> None:
     """Be what comes before the first step: nothing is called, and nothing returned."""
 
 
+def _nobody() -> None:
+    """Rouse nobody."""
+
+
 class EventLoop:
     """Takes the steps of all sessions of one thread, which calls ``until_due``, waits for ``waiter``, calls ``settle``.
 
@@ -43,6 +50,9 @@ class EventLoop:
         self.accepting = accepting
         self.current: Driver | None = None
         self.count = 0
+        #: Whether ``rouse`` is to be called when the code of a session begins, and that.
+        self.unwatched = False
+        self.rouse: Callable[[], None] = _nobody
         #: The thread that takes the steps.
         self.thread = 0
         self._numbers = itertools.count()
@@ -126,6 +136,11 @@ class Driver:
         self._stuck: Outbox | None = None  # what others have replied and the peer does not take
 
     @property
+    def request(self) -> Any:
+        """The socket of its session."""
+        return self._step[0]
+
+    @property
     def inside(self) -> bool:
         """Whether the caller is the session itself."""
         return self._inside and get_ident() == self._loop.thread
@@ -141,6 +156,8 @@ class Driver:
             return
         self._inside, loop.current = True, self
         loop.count += 1
+        if loop.unwatched:
+            loop.rouse()
         loop.accepting.occupied = True
         try:
             step = self._step if error is None else steps.throw(error)

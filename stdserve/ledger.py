@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from io import FileIO
     from typing import Any
 
+    from .steps import SomeSteps
+
 __all__ = ["Ledger"]
 
 #: Seconds between two looks whether all sessions have ended.
@@ -73,13 +75,13 @@ class Ledger:
 
     def follow(self, server: ServerMixin) -> None:
         """Write down the sessions of ``server`` from now on, each from the call of its handler to its return."""
-        finish = server.finish_request
+        taken = server.handler_steps
 
-        def finish_request(request: Any, client_address: Any) -> None:
+        def handler_steps(request: Any, client_address: Any) -> SomeSteps:
             with self._session(format_peer(client_address)):
-                finish(request, client_address)
+                yield from taken(request, client_address)
 
-        server.finish_request = finish_request  # type: ignore[method-assign]
+        server.handler_steps = handler_steps  # type: ignore[method-assign]
 
     def tell_ready(self) -> None:
         """Write down that the server serves, and can be told to stop."""

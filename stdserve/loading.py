@@ -101,6 +101,10 @@ def settle_mode(options: Options, parts: Parts) -> Options:
     """Return ``options`` with the mode of the server class, where the handler is one; ConfigError if they disagree."""
     handler = parts.handler
     if not (isinstance(handler, type) and issubclass(handler, socketserver.BaseServer)):
+        if options.mode == "event" and handler is not None:  # the other modes serve whatever there is
+            from .servers import EventServer
+
+            EventServer.check_handler(handler)
         return options
     from .factory import mode_of, server_for
 

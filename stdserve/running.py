@@ -82,6 +82,10 @@ def run_alone(
     server.close_on_stop = True
     if follow is not None:
         follow(server)
+    if server.many:
+        from .descriptors import make_room  # here, for few servers want it
+
+        make_room(server.max_conns)
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:

@@ -17,12 +17,14 @@ from functools import cached_property, partial
 from .children import POLL_SECONDS, Child, fork_child, ignore_signal
 from .detaching import await_keepers, end_kept_input
 from .errors import ConfigError
-from .events import EventLoop
+from .events import Driver, EventLoop
 from .handlers import LineHandler
 from .listeners import close_listeners
+from .logs import Event
 from .mixin import ServerMixin
 from .protocol import EndReason
 from .sessions import Session, has_said_all
+from .stalls import StallWatch
 from .threads import SessionThreads
 
 TYPE_CHECKING = False
@@ -133,6 +135,7 @@ class EventServer(ServerMixin, socketserver.TCPServer):
     """
 
     cuts_late = True
+    many = True
     default_max_conns = 10_000
 
     _adopted: LineHandler | None = None
@@ -142,6 +145,15 @@ class EventServer(ServerMixin, socketserver.TCPServer):
         self.check_handler(RequestHandlerClass)
         super().__init__(server_address, RequestHandlerClass, *args, **kwargs)
         self._events = EventLoop(self.waiter, self._loop)
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        with StallWatch(self._events, self._event_of), super()._serving():
+            yield
+
+    def _event_of(self, driver: Driver, word: str, text: str) -> Event:
+        session = self.sessions.get(driver.request)
+        return Event(word, text) if session is None else session.event(word, text)
 
     @classmethod
     def check_handler(cls, handler: Any) -> None:

@@ -10,7 +10,7 @@ from types import FrameType
 
 from .logs import Event
 
-__all__ = ["log_stacks", "stacks_of"]
+__all__ = ["log_stacks", "stack_of", "stacks_of"]
 
 _log = logging.getLogger("stdserve")
 
@@ -33,6 +33,11 @@ def stacks_of(main: FrameType | None) -> list[tuple[str, str]]:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames: dict[int, FrameType | None] = {**sys._current_frames(), threading.main_thread().ident or 0: main}
     return [(names.get(ident, str(ident)), _describe(frame)) for ident, frame in frames.items()]
+
+
+def stack_of(ident: int) -> str:
+    """Return the stack of one thread, as ``stacks_of`` does."""
+    return _describe(sys._current_frames().get(ident))
 
 
 def _describe(frame: FrameType | None) -> str:

@@ -241,7 +241,7 @@ def test_a_server_that_stays_full_stays_overloaded(
     assert "overload ended: refused=0" in caplog.text
 
 
-@pytest.mark.parametrize("mode", ["thread", "fork"])
+@pytest.mark.parametrize("mode", ["thread", "fork", "event"])
 def test_a_full_server_replies_and_goes_on(mode: str) -> None:
     """50 clients that send first read the message, all of them; then there is room again."""
     words = ["--mode", mode, "-m", "1", "--overflow", "reply", "--overflow-message", "come back later"]
@@ -259,7 +259,7 @@ def test_a_full_server_replies_and_goes_on(mode: str) -> None:
         assert 2 == len([line for line in server.log if "overload" in line])
 
 
-@pytest.mark.parametrize("mode", ["thread", "fork", "thread_workers"])
+@pytest.mark.parametrize("mode", ["thread", "fork", "event", "thread_workers"])
 def test_an_address_over_its_share_is_refused_and_finds_room_later(mode: str) -> None:
     """In every process by itself."""
     words: dict[str, Any] = {"thread_workers": ["--workers", "2"]}

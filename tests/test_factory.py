@@ -12,6 +12,7 @@ from stdserve import (
     MODES,
     ConfigError,
     EchoHandler,
+    EventServer,
     ForkServer,
     Options,
     PrintHandler,
@@ -25,7 +26,8 @@ from stdserve import (
 
 
 @pytest.mark.parametrize(
-    ("mode", "expected"), [("single", SingleServer), ("thread", ThreadServer), ("fork", ForkServer)]
+    ("mode", "expected"),
+    [("single", SingleServer), ("thread", ThreadServer), ("fork", ForkServer), ("event", EventServer)],
 )
 def test_a_mode_is_a_word(mode: str, expected: type[ServerMixin]) -> None:
     """And the server it makes is listening."""

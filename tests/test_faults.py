@@ -340,7 +340,7 @@ def test_12_ours_is_never_blocked_by_a_client_that_has_gone() -> None:
     assert time.monotonic() - started < 2
 
 
-@pytest.mark.parametrize("mode", ["thread", "fork"])
+@pytest.mark.parametrize("mode", ["thread", "fork", "event"])
 def test_12_workers_that_share_a_listener_all_stop(mode: str) -> None:
     """1,000 clients (a child each in mode fork, so fewer), each taken by one of four workers and lost by three."""
     with ServerProcess("--mode", mode, "--workers", "4", "--log-level", "error") as server:
@@ -372,7 +372,7 @@ def test_15_one_idle_client_does_not_freeze_a_single_server_for_ever() -> None:
         assert b"ONE\n" == exchange(ours.server_address, b"one")
 
 
-@pytest.mark.parametrize("mode", ["single", "thread", "fork", "thread_workers"])
+@pytest.mark.parametrize("mode", ["single", "thread", "fork", "event", "thread_workers"])
 def test_16_sys_exit_in_a_handler_ends_its_session_only(mode: str, tmp_path: Path) -> None:
     """Also KeyboardInterrupt and a BaseException of one's own; each is logged once."""
     (tmp_path / "mine.py").write_text(
@@ -619,7 +619,7 @@ def test_28_a_stop_leaves_no_descendant() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["single"], ["thread"], ["fork"], ["thread", "--workers", "2"], ["fork", "--workers", "2"]]
+    "words", [["single"], ["thread"], ["fork"], ["event"], ["thread", "--workers", "2"], ["fork", "--workers", "2"]]
 )
 def test_29_no_mode_forks_while_threads_run(words: list[str]) -> None:
     """-W error from the first line to the last: Python 3.12 and newer warn of it."""

@@ -34,6 +34,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it
 MODES = {
     "single": ["--mode", "single"],
     "thread": ["--mode", "thread"],
+    "event": ["--mode", "event"],
     "fork": ["--mode", "fork"],
     "thread_workers": ["--workers", "2"],
     "fork_workers": ["--mode", "fork", "--workers", "2"],
@@ -233,7 +234,7 @@ def test_07_the_standard_library_answers_nothing(folder: Path, capfd: pytest.Cap
 
 
 @linux_only
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "event"])
 def test_07_the_same_handler_serves_files_over_a_unix_socket(folder: Path, mode: str) -> None:
     """Unmodified: 200, the file, and a log line that says whose request it was."""
     Path("file").write_text("hello")

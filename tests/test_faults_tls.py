@@ -31,7 +31,7 @@ from test_faults import stock
 
 from stdserve.certificates import TLSFiles
 
-MODES = ["single", "thread", "fork"]
+MODES = ["single", "thread", "fork", "event"]
 modes = pytest.mark.parametrize("mode", MODES)
 #: Those in which one session does not keep the others waiting.
 concurrent = pytest.mark.parametrize("mode", MODES[1:])

@@ -26,6 +26,7 @@ from stdserve.heartbeat import Heartbeat
 MODES = {
     "single": ["--mode", "single"],
     "thread": ["--mode", "thread"],
+    "event": ["--mode", "event"],
     "fork": ["--mode", "fork"],
     "workers": ["--workers", "2"],
     "single_workers": ["--mode", "single", "--workers", "2"],

@@ -110,7 +110,7 @@ def test_curl_and_our_client_talk_to_an_abstract_name_as_proposed() -> None:
 
 
 @pytest.mark.parametrize("framing", ["line", "chunk"])
-@pytest.mark.parametrize("mode", ["single", "thread", "fork"])
+@pytest.mark.parametrize("mode", ["single", "thread", "fork", "event"])
 def test_chromium_shows_the_page_and_its_request_is_printed(mode: str, framing: str) -> None:
     """The lecture's third way to try the server; there the browser waits for ever."""
     chromium = peer_program("chromium")

@@ -65,7 +65,7 @@ def told(body: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("mode", ["single", "thread"])
+@pytest.mark.parametrize("mode", ["single", "thread", "event"])
 def test_a_handler_that_raises_is_told_at_the_end(mode: str) -> None:
     """With its peer, and its traceback from its own code on."""
     with pytest.raises(SessionError) as caught, serving(Fails, mode) as server, connect(server.address) as client:
@@ -101,7 +101,7 @@ def test_so_it_is_where_it_runs_in_another_process(settings: str) -> None:
 
 def test_all_is_fine_when_none_fails() -> None:
     """In every mode; a peer that goes away, or says too much, is no failure."""
-    for mode in ("single", "thread"):
+    for mode in ("single", "thread", "event"):
         with serving(EchoHandler, mode, max_line=10) as server:
             assert b"one\n" == exchange(server.address, b"one")
             exchange(server.address, b"x" * 100)

@@ -423,7 +423,7 @@ def test_an_output_that_fails_ends_serve_forever(tmp_path: Any) -> None:
     from stdserve import OutputError, PrintHandler
     from stdserve.sink import open_sink
 
-    for mode in ("single", "thread"):
+    for mode in ("single", "thread", "event"):
         sink = open_sink("/dev/full")
         server = create_server(PrintHandler, mode, sink=sink, bind="127.0.0.1:0")
         with contextlib.suppress(ConnectionError), connect(server.server_address) as client:

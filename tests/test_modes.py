@@ -21,6 +21,8 @@ MODES = {
     "thread": ["--mode", "thread"],
     "fork": ["--mode", "fork"],
     "thread_workers": ["--mode", "thread", "--workers", "2"],
+    "event": ["--mode", "event"],
+    "event_workers": ["--mode", "event", "--workers", "2"],
     "fork_workers": ["--mode", "fork", "--workers", "2"],
 }
 BINDS = {"ipv4": "127.0.0.1:0", "ipv6": "[::1]:0", "unix": "unix:sock"}

@@ -91,7 +91,7 @@ class Observed(ServerProcess):
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-@pytest.mark.parametrize("mode", ["single", "thread", "fork"])
+@pytest.mark.parametrize("mode", ["single", "thread", "fork", "event"])
 def test_after_a_run_the_totals_are_what_the_clients_counted(mode: str, tls: bool, authority: Authority) -> None:
     """Sessions, their ends, bytes and lines both ways, of 60 clients at two workers; in JSON and for Prometheus."""
     pair = authority.pair()
@@ -221,15 +221,30 @@ class Busy(socketserver.StreamRequestHandler):
         self.wfile.write(b"busy")
         while True:
             sum(range(1000))
+from stdserve import LineHandler
+class BusyInLines(LineHandler):
+    def connection_made(self):
+        while True:
+            sum(range(1000))
 """
 
 
-@pytest.mark.parametrize("mode", ["single", "thread", "fork"])
+@pytest.mark.parametrize("mode", ["single", "thread", "fork", "event"])
 def test_it_answers_at_once_while_all_workers_are_busy_and_full(mode: str, tmp_path: Path) -> None:
     """Within 100 ms; the best of twenty answers is judged, for the machine may be busy with others as well."""
     (tmp_path / "busy.py").write_text(BUSY)
-    most = 1 if mode == "single" else 2
-    words = ["--handler", "busy:Busy", "--workers", "2", "--mode", mode, "--graceful-timeout", "100ms"]
+    most = 1 if mode in ("single", "event") else 2
+    handler = "busy:BusyInLines" if mode == "event" else "busy:Busy"
+    words = [
+        "--handler",
+        handler,
+        "--workers",
+        "2",
+        "--mode",
+        mode,
+        "--graceful-timeout",
+        "100ms",
+    ]
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Observed(*words, "--max-conns", str(most), cwd=tmp_path))
         clients = [stack.enter_context(connect(server.address)) for _ in range(2 * most + 1)]

@@ -79,7 +79,7 @@ def reload(server: ServerProcess, count: int = 1) -> None:
     server.wait_for_log("^reloaded workers=", count)
 
 
-@pytest.mark.parametrize("mode", ["single", "thread", "fork"])
+@pytest.mark.parametrize("mode", ["single", "thread", "fork", "event"])
 def test_a_reload_brings_new_code_in_new_workers(mode: str, tmp_path: Path) -> None:
     """All of it, also what the handler's module imports; who had a session reads end-of-file, and it is not lost."""
     write_code(tmp_path, "old")
@@ -353,7 +353,7 @@ class Load:
         eventually(lambda: self.answered >= goal)
 
 
-@pytest.mark.parametrize("mode", ["thread", "fork"])
+@pytest.mark.parametrize("mode", ["thread", "fork", "event"])
 def test_no_session_fails_through_reloads(mode: str, tmp_path: Path) -> None:
     """Eight clients in a closed loop, new code each time."""
     write_code(tmp_path, "word0")
@@ -368,7 +368,7 @@ def test_no_session_fails_through_reloads(mode: str, tmp_path: Path) -> None:
     assert [] == words_of(server, "error")
 
 
-@pytest.mark.parametrize("mode", ["thread", "fork"])
+@pytest.mark.parametrize("mode", ["thread", "fork", "event"])
 def test_only_sessions_of_killed_workers_fail(mode: str, tmp_path: Path) -> None:
     """A session says at its beginning whose it is, and again in its answer; of those that fail, no other worker's."""
     write_code(tmp_path, "word")

@@ -30,7 +30,7 @@ def test_serve_puts_the_callers_signal_handlers_back() -> None:
     assert ("mine\n" * 3, "") == (result.stdout, result.stderr)
 
 
-@pytest.mark.parametrize("mode", ["single", "thread"])
+@pytest.mark.parametrize("mode", ["single", "thread", "event"])
 def test_a_second_signal_while_the_server_ends_is_no_traceback(mode: str) -> None:
     """It came when there was nothing left to cut."""
     code = (

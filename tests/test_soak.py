@@ -193,7 +193,7 @@ def check_talks(talks: list[Talk], killed: list[int], output: bytes) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-@pytest.mark.parametrize("mode", ["single", "thread", "fork"])
+@pytest.mark.parametrize("mode", ["single", "thread", "fork", "event"])
 def test_everything_is_as_before_when_the_clients_have_gone(mode: str, tmp_path: Path) -> None:
     """Descriptors, threads, children, memory; and what good clients have seen acknowledged is printed, once."""
     (tmp_path / "mine.py").write_text(HANDLER)

@@ -204,9 +204,16 @@ class Greets(socketserver.StreamRequestHandler):
             self.wfile.write(b"begun\\n")
             for _ in range(100):
                 self.wfile.write(b"x" * 100_000)
+class GreetsInLines(stdserve.LineHandler):
+    def connection_made(self):
+        self.reply("hello")
+    def line_received(self, line):
+        self.reply("begun")
+        self.wfile.write(b"x" * 10_000_000)
+        self.close()
 base = getattr(stdserve.servers, sys.argv[1], socketserver.ThreadingTCPServer)
 try:
-    with base(("127.0.0.1", 0), Greets) as server:
+    with base(("127.0.0.1", 0), GreetsInLines if sys.argv[1] == "EventServer" else Greets) as server:
         print(server.server_address[1], file=sys.stderr, flush=True)
         server.serve_forever()
 except KeyboardInterrupt:
@@ -226,7 +233,7 @@ def test_22_ctrl_c_never_ends_the_standard_librarys_server_with_an_idle_client()
 
 
 @linux
-@pytest.mark.parametrize("name", ["SingleServer", "ThreadServer", "ForkServer"])
+@pytest.mark.parametrize("name", ["SingleServer", "ThreadServer", "ForkServer", "EventServer"])
 def test_22_ctrl_c_ends_a_program_of_ones_own_with_an_idle_client(name: str) -> None:
     """``serve_forever`` in a with-block, nothing else done about signals; no child is left behind (28)."""
     with script(INTERRUPTED, name) as server:
@@ -250,7 +257,7 @@ def read_exactly(client: socket.socket, size: int) -> bytes:
 
 
 @linux
-@pytest.mark.parametrize("name", ["ThreadServer", "ForkServer"])
+@pytest.mark.parametrize("name", ["ThreadServer", "ForkServer", "EventServer"])
 def test_22_23_a_busy_session_gets_its_reply_out_before_ctrl_c_goes_on(name: str) -> None:
     """And a second Ctrl-C cuts it."""
     for presses in (1, 2):
@@ -319,7 +326,7 @@ stdserve.cli.run()
 
 
 @linux
-@pytest.mark.parametrize("mode", ["single", "thread", "fork", "thread_workers"])
+@pytest.mark.parametrize("mode", ["single", "thread", "fork", "event", "thread_workers"])
 def test_23_a_hundred_exits_under_load_are_clean(mode: str) -> None:
     """25 in each mode, with clients in the middle of their talk and handlers that print: no word, no half reply."""
     line = b"abc " * 5000 + b"\n"
@@ -383,7 +390,8 @@ def test_23_a_session_that_prints_for_ever_spoils_no_exit(full: bool, tmp_path: 
 FROM_A_SIGNAL = """
 import signal, socketserver, sys, stdserve.servers
 base = getattr(stdserve.servers, sys.argv[1], socketserver.ThreadingTCPServer)
-with base(("127.0.0.1", 0), socketserver.StreamRequestHandler) as server:
+handler = stdserve.PrintHandler if sys.argv[1] == "EventServer" else socketserver.StreamRequestHandler
+with base(("127.0.0.1", 0), handler) as server:
     signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
     print(server.server_address[1], file=sys.stderr, flush=True)
     server.serve_forever()
@@ -400,7 +408,7 @@ def test_31_shutdown_in_a_signal_handler_deadlocks_the_standard_library() -> Non
         server.process.kill()
 
 
-@pytest.mark.parametrize("name", ["SingleServer", "ThreadServer", "ForkServer"])
+@pytest.mark.parametrize("name", ["SingleServer", "ThreadServer", "ForkServer", "EventServer"])
 def test_31_shutdown_in_a_signal_handler_stops_ours(name: str) -> None:
     """As many programs do it."""
     with script(FROM_A_SIGNAL, name) as server:
@@ -668,7 +676,7 @@ def test_33_the_standard_librarys_shutdown_keeps_the_port() -> None:
     server.server_close()
 
 
-@pytest.mark.parametrize("name", ["SingleServer", "ThreadServer", "ForkServer"])
+@pytest.mark.parametrize("name", ["SingleServer", "ThreadServer", "ForkServer", "EventServer"])
 def test_33_one_call_stops_and_gives_everything_back(name: str) -> None:
     """A session is open; after server_close() the port is free, and no warning of anything left open is given."""
     code = (
@@ -707,8 +715,22 @@ TALKS = (
     "            for _ in range(100):\n"
     "                self.wfile.write(b'x' * 100_000)\n"
     "            self.wfile.write(b'end')\n"
+    "from stdserve import LineHandler\n"
+    "class TalksInLines(LineHandler):\n"
+    "    def connection_made(self):\n"
+    "        self.reply('hello')\n"
+    "    def line_received(self, line):\n"
+    "        for _ in range(100):\n"
+    "            self.wfile.write(b'x' * 100_000)\n"
+    "        self.wfile.write(b'end')\n"
+    "        self.close()\n"
 )
 REPLY = b"x" * 10_000_000 + b"end"
+
+
+def talker(mode: str) -> list[str]:
+    """The words for a handler that such a mode serves."""
+    return ["--handler", "mine:TalksInLines" if mode.startswith("event") else "mine:Talks"]
 
 
 class Drained:
@@ -746,7 +768,7 @@ def test_34_a_stop_ends_idle_sessions_at_once_and_lets_busy_ones_finish(mode: st
     """20 of each (one of each in turn in mode single); whole replies, all of them counted as finished."""
     (tmp_path / "mine.py").write_text(TALKS)
     for busy, idle in ((1, 0), (0, 1)) if mode == "single" else ((20, 20),):
-        with ServerProcess(*MODES[mode], "--handler", "mine:Talks", cwd=tmp_path) as server:
+        with ServerProcess(*MODES[mode], *talker(mode), cwd=tmp_path) as server:
             with Drained(server, busy, idle) as clients, ThreadPoolExecutor(20) as pool:
                 server.process.terminate()
                 for client in clients.idle:
@@ -763,7 +785,7 @@ def test_34_a_second_signal_cuts(mode: str, tmp_path: Path) -> None:
     """Busy sessions whose clients do not read are over at once, and counted; so at a third and fourth signal."""
     (tmp_path / "mine.py").write_text(TALKS)
     busy, idle = (1, 0) if mode == "single" else (20, 20)
-    with ServerProcess(*MODES[mode], "--handler", "mine:Talks", cwd=tmp_path) as server:
+    with ServerProcess(*MODES[mode], *talker(mode), cwd=tmp_path) as server:
         with Drained(server, busy, idle) as clients:
             below = descendants_of(server.pid)
             server.process.terminate()
@@ -788,7 +810,7 @@ def test_34_however_often_it_is_told_no_child_is_left(mode: str, tmp_path: Path)
     """A thousand signals a second until the process is gone, five times over."""
     (tmp_path / "mine.py").write_text(TALKS)
     for _ in range(5):
-        with ServerProcess(*MODES[mode], "--handler", "mine:Talks", cwd=tmp_path) as server:
+        with ServerProcess(*MODES[mode], *talker(mode), cwd=tmp_path) as server:
             with Drained(server, 10, 0):
                 below = descendants_of(server.pid)
                 while server.process.poll() is None:

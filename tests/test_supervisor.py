@@ -388,7 +388,7 @@ def test_an_accept_loop_that_stands_still_is_replaced_and_the_server_goes_on() -
         assert 0 == server.stop()
 
 
-@pytest.mark.parametrize("mode", ["single", "thread", "fork"])
+@pytest.mark.parametrize("mode", ["single", "thread", "fork", "event"])
 def test_a_worker_that_is_busy_does_not_stand_still(mode: str) -> None:
     """With a session that lasts longer than the worker may be silent."""
     with ServerProcess("--workers", "1", "--mode", mode, "--worker-timeout", "2s") as server:
@@ -495,7 +495,7 @@ def test_a_worker_that_crashes_shows_its_stacks() -> None:
         assert 0 == supervisor.stop()
 
 
-@pytest.mark.parametrize("mode", ["single", "thread", "fork"])
+@pytest.mark.parametrize("mode", ["single", "thread", "fork", "event"])
 def test_kill_9_of_the_supervisor_leaves_nobody_and_the_port_free(mode: str) -> None:
     """The workers notice, let their sessions finish, and go; what was received is not lost."""
     with ServerProcess("--workers", "2", "--mode", mode, "-b", "127.0.0.1:0") as server:

@@ -1,0 +1,438 @@
+"""Mode event: what only one thread for all sessions does, or could do wrong; what all modes do is in test_modes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import socketserver
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from authority import Authority
+from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all
+from transports import offered
+
+from stdserve import (
+    EchoHandler,
+    EndReason,
+    EventServer,
+    LineHandler,
+    PrintHandler,
+    create_server,
+    serving,
+)
+from stdserve.accepting import AcceptLoop
+from stdserve.errors import ConfigError
+from stdserve.events import FEW_ALARMS, EventLoop
+from stdserve.steps import READS, WRITES
+from stdserve.streams import MOST_UNSENT, SessionSocket
+from stdserve.tally import Counters
+
+LOCAL = ("127.0.0.1", 0)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+
+
+class OwnHandle(LineHandler):
+    """It waits in its own way."""
+
+    def handle(self) -> None:
+        self.connection.recv(1)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [SimpleHTTPRequestHandler, OwnHandle, partial(SimpleHTTPRequestHandler, directory="/")],
+    ids=["of others", "with its own handle", "partial"],
+)
+def test_a_handler_that_waits_by_itself_is_refused(handler: Any) -> None:
+    """With the modes that serve it."""
+    name = getattr(handler, "func", handler).__name__
+    told = f"--mode event serves .* LineHandler, which {name} does not: take --mode thread, fork or single"
+    with pytest.raises(ConfigError, match=told):
+        create_server(handler, "event", bind="127.0.0.1:0")
+    with pytest.raises(ConfigError, match=told):
+        EventServer(LOCAL, handler)
+
+
+@pytest.mark.parametrize("words", [[], ["--workers", "2"]], ids=" ".join)
+def test_the_command_line_refuses_it_before_it_listens(words: list[str]) -> None:
+    """One line, wrong usage."""
+    command = [sys.executable, "-m", "stdserve", "0", "--mode", "event", *words]
+    result = subprocess.run(
+        [*command, "--handler", "http.server:SimpleHTTPRequestHandler"], capture_output=True, timeout=DEADLINE
+    )
+    assert (2, b"") == (result.returncode, result.stdout)
+    assert 1 == len(result.stderr.splitlines())
+    assert b"which SimpleHTTPRequestHandler does not: take --mode thread" in result.stderr
+
+
+def test_what_makes_handlers_may_make_line_handlers() -> None:
+    """Called as the class would be; what it makes instead is not served."""
+
+    def make(request: Any, client_address: Any, server: Any) -> LineHandler:
+        return EchoHandler(request, client_address, server)
+
+    class Nobody(socketserver.BaseRequestHandler):
+        """Has nothing to say."""
+
+    with serving(make, "event") as server:
+        assert b"one\n" == exchange(server.address, b"one\n")
+    with serving(lambda *arguments: Nobody(*arguments), "event") as server:
+        assert b"" == exchange(server.address, b"one\n")
+
+
+class Room(LineHandler):
+    """Everybody reads what anybody says."""
+
+    all: set[Any] = set()
+
+    def connection_made(self) -> None:
+        self.all.add(self)
+
+    def line_received(self, line: str) -> None:
+        for one in list(self.all):
+            one.reply(line)
+
+    def connection_lost(self, reason: EndReason) -> None:
+        self.all.discard(self)
+
+
+def test_what_one_session_replies_to_others_goes_out_at_once() -> None:
+    """They are silent; and so it does from other threads."""
+    with serving(Room, "event") as server:
+        clients = [server.client() for _ in range(5)]
+        eventually(lambda: len(Room.all) == 5)
+        clients[0].send("hello")
+        assert ["hello"] * 5 == [client.receive_line() for client in clients]
+        told = threading.Thread(target=lambda: [one.reply("from afar") for one in list(Room.all)])
+        told.start()
+        told.join(DEADLINE)
+        assert ["from afar"] * 5 == [client.receive_line() for client in clients]
+
+
+def test_whoever_does_not_read_keeps_no_more_than_a_bound() -> None:
+    """What others tell it is dropped, and that is why its session ends; the others read on."""
+    line = "x" * 60_000
+    with serving(Room, "event") as server:
+        deaf, other = server.client(), server.client()
+        eventually(lambda: len(Room.all) == 2)
+        for _ in range(200):
+            other.send(line)
+            assert line == other.receive_line()
+        room = max(Room.all, key=lambda one: one.wfile.unsent)
+        assert MOST_UNSENT < room.wfile.unsent <= MOST_UNSENT + len(line) + 1
+        deaf.send("I have said something")
+        assert "I have said something" == other.receive_line()
+        eventually(lambda: len(Room.all) == 1)
+        assert EndReason.IDLE_TIMEOUT is room.session.reason
+
+
+def test_what_others_have_told_a_slow_reader_comes_when_it_reads() -> None:
+    """All of it, though it says nothing itself."""
+    line = "x" * 60_000
+    with serving(Room, "event") as server:
+        slow, other = server.client(), server.client()
+        eventually(lambda: len(Room.all) == 2)
+        count = 0
+        while not any(one.wfile.unsent for one in Room.all):
+            other.send(line)
+            assert line == other.receive_line()
+            count += 1
+        assert [line] * count == [slow.receive_line() for _ in range(count)]
+        slow.send("and goes on")
+        assert "and goes on" == slow.receive_line()
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+def test_a_slow_reader_is_paused_and_disturbs_nobody(transport: str, authority: Authority) -> None:
+    """What it sends beyond the buffers stays with it, until it reads; nothing is lost."""
+    block = b"".join(b"%063d\n" % number for number in range(4096))
+    with offered(EchoHandler, "event", transport, authority) as offer, offer.connect() as slow:
+        slow.settimeout(1.0)
+        sent = 0
+        with pytest.raises((TimeoutError, ssl.SSLWantWriteError)):  # noqa: PT012 - one of many sends
+            while sent < 100 << 20:
+                sent += slow.send(block[sent % len(block) :])
+        assert sent < 50 << 20
+        with offer.connect() as other:
+            other.sendall(b"one\n")
+            assert b"one\n" == other.recv(100)
+        slow.settimeout(DEADLINE)
+        received = bytearray()
+        while len(received) < sent // 64 * 64:
+            received += slow.recv(65536)
+        assert received == (block * (sent // len(block) + 1))[: len(received)]
+
+
+def test_who_takes_no_replies_is_given_up(tmp_path: Path) -> None:
+    """After the idle timeout, in the middle of a reply."""
+
+    class Much(LineHandler):
+        timeout = 0.3
+        ended: list[EndReason] = []
+
+        def line_received(self, line: str) -> str:
+            return "x" * 10_000_000
+
+        def connection_lost(self, reason: EndReason) -> None:
+            self.ended.append(reason)
+
+    with serving(Much, "event") as server:
+        server.client().send("much")
+        eventually(lambda: [EndReason.IDLE_TIMEOUT] == Much.ended)
+
+
+def test_a_session_that_sends_on_and_on_lets_others_have_their_turn() -> None:
+    """From its first byte on; it is not known to the selector before it had to wait."""
+    over = threading.Event()
+    with serving(PrintHandler, "event", output=os.devnull) as server:
+
+        def flood(client: socket.socket) -> None:
+            while not over.is_set():
+                client.sendall(b"x" * 63 + b"\n")
+
+        with connect(server.address) as client:
+            flooding = threading.Thread(target=flood, args=(client,))
+            flooding.start()
+            for _ in range(20):
+                exchange(server.address, b"one\n")
+            over.set()
+            flooding.join(DEADLINE)
+
+
+class Fails(LineHandler):
+    """Replies, and then has a fault."""
+
+    def line_received(self, line: str) -> None:
+        self.reply("before")
+        raise LookupError(line)
+
+
+def test_what_was_replied_before_a_fault_still_goes_out(caplog: pytest.LogCaptureFixture) -> None:
+    """As in every mode; other sessions go on."""
+    with serving(Fails, "event", failures="ignore") as server:
+        other = server.client()
+        assert b"before\n" == exchange(server.address, b"one\n", half_close=False)
+        other.send("two")
+        assert "before" == other.receive_line()
+    assert 2 == caplog.text.count("LookupError: ")
+
+
+def test_a_handler_may_keep_its_connection() -> None:
+    """In a thread of its own, where it waits as ever."""
+    kept: list[Any] = []
+
+    class Keeps(LineHandler):
+        def line_received(self, line: str) -> None:
+            self.reply("kept")
+            server: Any = self.server
+            kept.append(server.detach_request(self.request))
+            self.close()
+
+    class Leaves(Keeps):
+        def close(self) -> None:
+            """Forget to say that the session is over."""
+
+    for handler in (Keeps, Leaves):
+        with serving(handler, "event") as server, connect(server.address) as client:
+            client.sendall(b"one\n")
+            assert b"kept\n" == client.recv(5)
+            client.sendall(b"two\n")
+            eventually(lambda: kept)
+            with kept.pop() as connection:
+                assert connection.gettimeout() is None
+                assert b"two\n" == connection.recv(100)
+                connection.sendall(b"bye")
+            assert b"bye" == read_all(client)
+
+
+def test_handle_request_serves_one_client_to_its_end() -> None:
+    """And takes no other one meanwhile."""
+    with EventServer(LOCAL, EchoHandler) as server, connect(server.server_address) as first:
+        first.sendall(b"one\n")
+        serving_one = threading.Thread(target=server.handle_request)
+        serving_one.start()
+        assert b"one\n" == first.recv(100)
+        with connect(server.server_address) as second:
+            first.sendall(b"two\n\n")
+            assert b"two\n" == read_all(first)
+            serving_one.join(DEADLINE)
+            second.sendall(b"three\n\n")
+            server.handle_request()
+            assert b"three\n" == read_all(second)
+
+
+def test_a_socket_of_anothers_is_no_reason_to_wait(caplog: pytest.LogCaptureFixture) -> None:
+    """A server whose get_request returns what cannot be driven logs that, and goes on."""
+
+    class Plain(EventServer):
+        def get_request(self) -> Any:
+            return self.socket.accept()
+
+    with Plain(LOCAL, EchoHandler) as server, connect(server.server_address) as client:
+        server.handle_request()
+        assert b"" == read_all(client)
+    assert "be_driven" in caplog.text
+
+
+class Interrupts(LineHandler):
+    """Presses Ctrl-C."""
+
+    def line_received(self, line: str) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_in_a_hook_gets_out() -> None:
+    """Its own session is closed, the others are ended in order."""
+    server = EventServer(LOCAL, Interrupts)
+    with server, connect(server.server_address) as idle, connect(server.server_address) as client:
+        client.sendall(b"now\n")
+        with pytest.raises(KeyboardInterrupt):
+            server.serve_forever()
+        assert (b"", b"") == (read_all(idle), read_all(client))
+    assert {} == server.sessions
+
+
+@linux
+def test_silent_sessions_cost_no_time() -> None:
+    """A thousand of them, with an idle timeout that is far away: not one system call in a second."""
+    with ServerProcess("--mode", "event", "--idle-timeout", "1h") as server:
+        clients = [connect(server.address) for _ in range(1000)]
+        clients[-1].sendall(b"all are here\n")
+        server.wait_for_output(b"all are here\n")
+        before = cpu_of(server.pid)
+        threading.Event().wait(1.0)
+        assert cpu_of(server.pid) - before <= 1
+        for client in clients:
+            client.close()
+
+
+def cpu_of(pid: int) -> int:
+    """The CPU time of a process in ticks of 10 ms (proc(5))."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(words[11]) + int(words[12])
+
+
+# The loop itself.
+
+
+class Pairs:
+    """A loop whose sessions are steps of ours, over socket pairs."""
+
+    def __init__(self) -> None:
+        self.accepting = AcceptLoop(
+            lambda: [], lambda: False, lambda _: (0, 0), lambda *_: None, lambda: None, Counters()
+        )
+        self.loop = EventLoop(self.accepting.waiter, self.accepting)
+        self.open: list[socket.socket] = []
+        self.told: list[Any] = []
+
+    def __enter__(self) -> Pairs:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for sock in self.open:
+            sock.close()
+        self.accepting.waiter.close()
+
+    def begin(self, seconds: float | None, steps: Any) -> socket.socket:
+        """Begin a session, return the peer's end."""
+        ours, theirs = socket.socketpair()
+        request = SessionSocket.adopt(ours)
+        request.settimeout(seconds)
+        self.open += [request, theirs]
+        self.loop.begin(request, steps(request))
+        return theirs
+
+    def turn(self, seconds: float = 0.0) -> None:
+        self.loop.waiter.turn(self.loop.until_due(seconds))
+        self.loop.settle()
+
+    def reads(self, request: SessionSocket) -> Any:
+        """Steps: read until the end, and tell what was read."""
+        while True:
+            try:
+                self.told.append((yield request, READS, request.recv, 100))
+            except TimeoutError as error:
+                self.told.append(type(error))
+                return
+            if not self.told[-1]:
+                return
+
+
+def test_a_timeout_is_for_one_step_and_rings_once() -> None:
+    """A word now and then keeps the session; the first alarm finds that it is too early."""
+    with Pairs() as pairs:
+        peer = pairs.begin(0.2, pairs.reads)
+        for _ in range(4):
+            threading.Event().wait(0.1)
+            peer.sendall(b"x")
+            pairs.turn()
+        assert [b"x"] * 4 == pairs.told
+        started = time.monotonic()
+        while TimeoutError not in pairs.told:
+            pairs.turn(DEADLINE)
+        assert 0.1 <= time.monotonic() - started < DEADLINE / 2
+        assert 7.0 == pairs.loop.until_due(7.0)
+        assert pairs.loop.until_due(None) is None
+
+
+def test_a_shorter_timeout_takes_the_place_of_a_longer_one() -> None:
+    """And none at all the place of any."""
+    with Pairs() as pairs:
+
+        def steps(request: SessionSocket) -> Any:
+            yield request, READS, request.recv, 1
+            request.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                yield request, READS, request.recv, 1
+            pairs.told.append("given up")
+            request.settimeout(None)
+            yield request, READS, request.recv, 1
+            pairs.told.append("not given up")
+
+        peer = pairs.begin(0.3, steps)
+        peer.sendall(b"1")
+        while not pairs.told:
+            pairs.turn(DEADLINE)
+        threading.Event().wait(0.3)
+        pairs.turn()
+        assert ["given up"] == pairs.told
+        peer.sendall(b"2")
+        pairs.turn()
+        assert ["given up", "not given up"] == pairs.told
+
+
+def test_alarms_of_sessions_that_have_ended_are_let_go() -> None:
+    """However long they would have waited."""
+    with Pairs() as pairs:
+        for _ in range(FEW_ALARMS + 10):
+            pairs.begin(3600.0, pairs.reads).close()
+            pairs.turn()
+            pairs.open.pop().close()
+            pairs.open.pop().close()
+        assert len(pairs.loop._alarms) < 20
+
+
+def test_steps_that_never_wait_let_others_have_their_turn() -> None:
+    """One that is stirred twice, and one that has ended, are woken for nothing."""
+    with Pairs() as pairs:
+
+        def steps(request: SessionSocket) -> Any:
+            for number in range(40):
+                yield request, WRITES, pairs.told.append, number
+
+        pairs.begin(None, steps)
+        assert len(pairs.told) < 20
+        assert 0.0 == pairs.loop.until_due(None)
+        pairs.turn()
+        pairs.turn()
+        assert list(range(40)) == pairs.told
