@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["MODES", "create_server", "create_server_of", "mode_of", "register_mode", "server_class", "server_for"]
 
 #: The concurrency modes by the word that chooses them.
-MODES: dict[str, type[ServerMixin]] = {"single": SingleServer, "thread": ThreadServer, "event": EventServer}
+MODES: dict[str, type[ServerMixin]] = {"single": SingleServer, "thread": ThreadServer}
 if hasattr(servers, "ForkServer"):  # pragma: no branch - Windows has no fork
     MODES["fork"] = servers.ForkServer
+MODES["event"] = EventServer
 
 
 def register_mode(mode: str, server: type[ServerMixin]) -> None:
@@ -54,8 +55,11 @@ def mode_of(server: type[ServerMixin]) -> str:
     for ancestor in server.__mro__:
         if ancestor in words:
             return words[ancestor]
-    known = ", ".join(composed.__name__ for composed in MODES.values())
-    raise ConfigError(f"{server.__name__} is of no mode: derive it from one of {known}")
+    raise ConfigError(f"{server.__name__} is of no mode: derive it from one of {_names()}")
+
+
+def _names() -> str:
+    return ", ".join(composed.__name__ for composed in MODES.values())
 
 
 def server_for(
@@ -71,7 +75,7 @@ def server_for(
     if not issubclass(handler, ServerMixin):
         raise ConfigError(
             f"{handler.__name__} is a server class, but none of stdserve's:"
-            " derive it from SingleServer, ThreadServer or ForkServer, or run its request handler"
+            f" derive it from one of {_names()}, or run its request handler"
         )
     chosen = getattr(handler, "RequestHandlerClass", None)
     if chosen is None:

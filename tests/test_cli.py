@@ -85,7 +85,7 @@ def test_an_ipv6_address_is_shown_with_the_brackets_each_tool_wants() -> None:
     [
         (["x"], 2, "port must be a number from 0 to 65535, not 'x'"),
         (["65536"], 2, "port must be a number from 0 to 65535, not '65536'"),
-        (["--mode", "threads"], 2, "--mode must be one of single, thread, fork, not 'threads'"),
+        (["--mode", "threads"], 2, "--mode must be one of single, thread, fork, event, not 'threads'"),
         (["--workers", "0"], 2, "--workers must be at least 1, not 0"),
         (["--workers", "two"], 2, "--workers must be a whole number, not 'two'"),
         (

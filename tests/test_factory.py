@@ -47,7 +47,7 @@ def test_thread_is_the_default_and_options_may_come_whole() -> None:
 
 def test_an_unknown_mode_names_the_known_ones() -> None:
     """As a ConfigError, which is a ValueError."""
-    with pytest.raises(ValueError, match="--mode must be one of single, thread, fork, not 'gevent'"):
+    with pytest.raises(ValueError, match="--mode must be one of single, thread, fork, event, not 'gevent'"):
         create_server(mode="gevent")
 
 

@@ -98,7 +98,7 @@ def test_what_can_be_run_is_run(target: str, word: bytes) -> None:
             " a WSGI application is run by --wsgi shop:app",
         ),
         ("Bare", "Bare has no request handler: let its RequestHandlerClass be one"),
-        ("Foreign", "Foreign is a server class, but none of stdserve's: derive it from SingleServer"),
+        ("Foreign", "Foreign is a server class, but none of stdserve's: derive it from one of SingleServer, "),
     ],
 )
 def test_what_cannot_be_run_says_why(target: str, reason: str) -> None:

@@ -55,4 +55,5 @@ def test_a_mode_of_ones_own_is_known_to_serve() -> None:
         "    print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE)
-    assert ("--mode must be one of single, thread, fork, mine, not 'other'\n", "") == (result.stdout, result.stderr)
+    told = "--mode must be one of single, thread, fork, event, mine, not 'other'\n"
+    assert (told, "") == (result.stdout, result.stderr)

@@ -429,7 +429,7 @@ def test_check_config_binds_nothing(tmp_path: Path) -> None:
     [
         (["handler = nowhere:Handler"], 2, "FILE:2: --handler nowhere:Handler: cannot import 'nowhere'"),
         (["handler = mine:Handler"], 2, "FILE:2: --handler mine:Handler: cannot import 'mine': ZeroDivisionError"),
-        (["mode = threads"], 2, "FILE:2: --mode must be one of single, thread, fork, not 'threads'"),
+        (["mode = threads"], 2, "FILE:2: --mode must be one of single, thread, fork, event, not 'threads'"),
         (["user = no-such-user"], 2, "FILE:2: --user: there is no user 'no-such-user'"),
         (["workers = 0"], 2, "FILE:2: --workers must be at least 1, not 0"),
         (["denyfile = /nowhere/file"], 3, "/nowhere/file"),
