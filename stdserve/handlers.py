@@ -217,42 +217,40 @@ class LineHandler(socketserver.StreamRequestHandler):
                 pass  # the peer has gone; ``reason`` tells it if the session had not ended by then
 
     def _converse(self, protocol: LineProtocol | ChunkProtocol) -> Steps[EndReason]:
-        idle = self.connection.gettimeout()
+        connection = self.connection
+        idle = connection.gettimeout()
         while not self._closing:
             if "wfile" in self.__dict__:
                 yield from self._put_out()
-            if self._gone is EndReason.IDLE_TIMEOUT:
-                events = protocol.end(EndReason.IDLE_TIMEOUT)
-            else:
-                events = yield from self._next_events(protocol, idle)
+            hasty, size = protocol.awaiting_exit, self._read_size or protocol.least_read
+            try:
+                if self._gone is EndReason.IDLE_TIMEOUT:
+                    raise TimeoutError
+                if hasty:
+                    connection.settimeout(EXIT_PAUSE if idle is None else min(EXIT_PAUSE, idle))
+                data = yield connection, READS, connection.recv, size
+                if hasty:
+                    connection.settimeout(idle)
+                events = self._received(protocol, data, size)
+            except TimeoutError:
+                events = protocol.pause() or protocol.end(EndReason.IDLE_TIMEOUT)
+            except OSError:
+                events = protocol.end(EndReason.RESET)
             for event in events:
-                if not isinstance(event, SessionEnd):
-                    self._take(event)
-                elif not self._is_closing():
+                if self._is_closing():
+                    break
+                if isinstance(event, SessionEnd):
                     return self._gone or event.reason
+                self.session.tally.add_lines_in(len(event))
+                self.lines_received(event)
         return self._gone or EndReason.CLOSED
 
     def _is_closing(self) -> bool:
         # Not the attribute: a type checker would hold that it cannot have changed since the loop looked at it.
         return self._closing
 
-    def _take(self, event: Lines | Chunk) -> None:
-        if not self._closing:
-            self.session.tally.add_lines_in(len(event))
-            self.lines_received(event)
-
-    def _next_events(self, protocol: LineProtocol | ChunkProtocol, idle: float | None) -> Steps[list[Event]]:
-        hasty, size = protocol.awaiting_exit, self._read_size or protocol.least_read
-        try:
-            if hasty:
-                self.connection.settimeout(EXIT_PAUSE if idle is None else min(EXIT_PAUSE, idle))
-            data = yield self.connection, READS, self.connection.recv, size
-        except TimeoutError:
-            return protocol.pause() or protocol.end(EndReason.IDLE_TIMEOUT)
-        except OSError:
-            return protocol.end(EndReason.RESET)
-        if hasty:
-            self.connection.settimeout(idle)
+    def _received(self, protocol: LineProtocol | ChunkProtocol, data: bytes, size: int) -> list[Event]:
+        """Return the events of what has been read, where ``size`` was asked for."""
         received = len(data)
         if received == size:
             self._read_size = min(size * 8, MOST_READ)

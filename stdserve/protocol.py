@@ -63,7 +63,7 @@ class EndReason(Enum):
 
 
 # Not frozen, though nobody changes it: that would double the cost of making one.
-@dataclass(unsafe_hash=True)
+@dataclass(unsafe_hash=True, slots=True)
 class Lines:
     """A run of whole lines: ``data`` holds each with a LF, the CR of a CRLF removed. Iterates as text, len() counts."""
 
@@ -177,8 +177,13 @@ class LineProtocol:
             self._pending += data
             return self._check_pending()
         # A megabyte is copied once at most; where it ends with its last line, not at all.
-        whole = b"".join((self._pending, memoryview(data)[:cut])) if self._pending else data[:cut]
-        self._pending[:] = data[cut:]
+        if self._pending:
+            whole = b"".join((self._pending, memoryview(data)[:cut]))
+            self._pending[:] = data[cut:]
+        else:
+            whole = data[:cut]
+            if cut < len(data):
+                self._pending += data[cut:]
         return self._split(whole)
 
     def pause(self) -> list[Event]:
@@ -198,7 +203,7 @@ class LineProtocol:
         return self._finish(b"", ending[1] if reason is EndReason.EOF else reason)
 
     def _split(self, whole: bytes) -> list[Event]:
-        too_long = self._first_too_long(whole)
+        too_long = self._first_too_long(whole) if len(whole) > self._max_line else None
         fitting = whole if too_long is None else whole[:too_long]
         ending = self._find_end(fitting)
         if ending is not None:
@@ -206,7 +211,8 @@ class LineProtocol:
         if too_long is not None:
             start = whole[too_long : too_long + self._max_line]
             return self._finish(_without_cr(fitting) + start + b"\n", EndReason.LINE_TOO_LONG)
-        return [Lines(_without_cr(whole)), *self._check_pending()]
+        lines = Lines(_without_cr(whole))
+        return [lines, *self._check_pending()] if self._pending else [lines]
 
     def _first_too_long(self, whole: bytes) -> int | None:
         """Return where the first line that is too long begins, found in leaps of ``max_line``; None if all fit."""

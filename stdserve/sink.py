@@ -33,6 +33,8 @@ __all__ = ["Sink", "open_sink"]
 
 STDOUT = 1
 
+_NO_ERROR = bytes(4)
+
 _C1 = re.compile("[\x7f-\x9f]")
 
 
@@ -84,7 +86,7 @@ class Sink:
         Of ``peer`` the text is written, where the format has it. Raises OutputError when the output takes no more, and
         from then on at every call.
         """
-        if error := self.error:
+        if self._failed[:4] != _NO_ERROR and (error := self.error):
             raise error
         self._put(self._format(event, peer, self._raw))
 

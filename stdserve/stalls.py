@@ -66,5 +66,5 @@ class StallWatch:
                 loop.unwatched = False
             elif not told and time.monotonic() - since >= STALL_SECONDS:
                 told = True
-                where = f"a hook keeps all sessions waiting: {stack_of(loop.thread)}"
-                _log.warning(self._event(driver, "stall", f": {where}"))
+                _, _, where = stack_of(loop.thread).rpartition(" go > ")  # what the loop has called, not what called it
+                _log.warning(self._event(driver, "stall", f": a hook keeps all sessions waiting: {where}"))

@@ -196,14 +196,14 @@ class ReplyFile(io.BufferedIOBase):
         """Take ``data``; send what has gathered if that is more than ``limit``. Raises what ``flush`` does."""
         if self.closed:
             raise ValueError("write to closed file")
-        block = bytes(data)
+        block = data if type(data) is bytes else bytes(data)
+        size = len(block)
         with self._lock:
             self._blocks.append(block)
-            self._size += len(block)
-            full = self._size > self._limit
-        if full:
+            self._size += size
+        if self._size > self._limit:
             self.flush()
-        return len(block)
+        return size
 
     def flush(self) -> None:
         """Send what has gathered. Raises TimeoutError, and OSError if the connection is gone."""
@@ -227,6 +227,8 @@ class Outbox(ReplyFile):
     def __init__(self, sock: SessionSocket, limit: int, driver: Driver) -> None:
         super().__init__(sock, limit)
         self._driver = driver
+        # The peer has not taken all: before it can be expected to, what comes is only kept.
+        self._full = False
 
     @property
     def unsent(self) -> int:
@@ -245,24 +247,26 @@ class Outbox(ReplyFile):
 
     def flush(self) -> None:
         """Send what the peer takes now, or have it sent. Raises OSError if the connection is gone."""
-        if self._driver.inside:
+        if not self._driver.inside:
+            self._driver.stir(self)
+        elif not self._full:
             try:
                 self.put_out()
             except OSError as error:
                 if not wanted(error, WRITES):
                     raise
-        else:
-            self._driver.stir(self)
 
     def put_out(self) -> None:
         """Send all, or raise what the socket does for who does not wait, and keep what it has not taken."""
         with self._lock:
+            self._full = True
             while self._blocks:
                 block: Any = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
                 self._blocks = [block]
                 sent = self._sock.send(block)
                 self._size -= sent
                 self._blocks = [memoryview(block)[sent:]] if self._size else []
+            self._full = False
 
 
 class _RawReader(io.RawIOBase):

@@ -38,7 +38,8 @@ def test_a_hook_that_waits_is_named_once_with_its_session_and_its_stack(tmp_path
         assert 0 == server.stop()
     (line,) = (line for line in server.log if line.startswith("stall"))
     assert re.match(
-        rf"stall {peer}: a hook keeps all sessions waiting: .* > mine:\d+ line_received > mine:\d+ doze$", line
+        rf"stall {peer}: a hook keeps all sessions waiting: stdserve.life:.* > mine:\d+ line_received > mine:\d+ doze$",
+        line,
     )
 
 

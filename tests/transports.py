@@ -19,7 +19,7 @@ from processes import connect
 
 from stdserve import serving
 
-MODES = ("single", "thread", "fork")
+MODES = ("single", "thread", "fork")  # those for handlers of others, which mode event refuses
 TRANSPORTS = ("tcp", "tls", "unix")
 
 every_mode = pytest.mark.parametrize("mode", MODES)
