@@ -20,7 +20,7 @@ from shlex import quote
 
 from .bench_load import SHORTEST_LINE
 from .bench_report import NOUNS, Measured, advice, table
-from .bench_runs import Plan, Traits, measure, own_handler, probe
+from .bench_runs import Plan, Traits, can_serve, measure, own_handler, probe
 from .bench_servers import Choice
 from .errors import ConfigError, StdserveError
 from .flags import parse_count, parse_duration, parse_workers
@@ -50,12 +50,14 @@ jobs:
 
 A handler of your own is first tried with two lines: what it prints is then checked in bulk and sessions, what it
 replies in all jobs; one that does not reply leaves out echo. A server is left out where it has no way to do a job:
-mode single serves one session at a time, and fork has processes without workers.
+mode single serves one session at a time, fork has processes without workers, event serves no handler of others.
 
 exit codes: 0 measured, 1 a server did not start or was not correct, 2 wrong usage
 """
 
-_DEFAULT_MODES, _DEFAULT_WORKERS = ("thread,fork,single", "0,2") if hasattr(os, "fork") else ("thread,single", "0")
+_DEFAULT_MODES, _DEFAULT_WORKERS = "thread,fork,single,event", "0,2"
+if not hasattr(os, "fork"):  # pragma: no cover - Windows
+    _DEFAULT_MODES, _DEFAULT_WORKERS = "thread,single,event", "0"
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,14 @@ def _choices(modes: Sequence[str], workers: str) -> tuple[Choice, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _fitting(given: _Given) -> _Given:
+    """Leave out the mode that refuses the handler."""
+    choices = tuple(choice for choice in given.choices if choice.mode != "event")
+    if given.handler is None or choices == given.choices or can_serve(given.handler, "event"):
+        return given
+    return replace(given, choices=choices)
+
+
 def _runs(given: _Given, traits: Traits | None) -> Iterator[tuple[int, str, Choice]]:
     """Yield what there is to do: each round goes through all servers, so that a slow moment meets all of them."""
     for turn in range(1, given.rounds + 1):
@@ -241,8 +251,11 @@ def _run(given: _Given) -> bool:
     """Measure and show; tell whether all was correct."""
     started = time.monotonic()
     traits = None if given.handler is None else probe(given.handler)
-    results = _measure_all(given, traits)
-    _show(given, results, time.monotonic() - started)
+    fitting = _fitting(given)
+    results = _measure_all(fitting, traits)
+    _show(fitting, results, time.monotonic() - started)
+    if fitting != given and not given.json:
+        print("event was left out: it serves handlers that derive from LineHandler.", flush=True)
     return not any(one.problem for servers in results.values() for rounds in servers.values() for one in rounds)
 
 

@@ -217,6 +217,8 @@ def advice(results: Results, command: Callable[[str], str]) -> list[str]:
         said = [f"Take any, {best} is the simplest: they differ by less than the rounds of each do. {command(best)}"]
     said += [_against(results, best, rival) for rival in rivals]
     said += _one_by_one(results, best)
+    if mode == "event":
+        said.append("A hook that waits for anything keeps all of its sessions waiting: then it is not the one to take.")
     rated = [job for job in results if job != "idle" and best in results[job]]
     busy = [job for job in rated if middle(results[job][best], lambda one: one.client_cores) > BUSY]
     if busy:

@@ -18,10 +18,10 @@ from .bench_output import check_bulk, check_sessions, has_lines
 from .bench_report import Measured
 from .bench_servers import PATIENCE, Choice, RunningServer
 from .connection import Client
-from .errors import StartError, StdserveError
+from .errors import ConfigError, StartError, StdserveError
 from .interrupts import hold_interrupts
 
-__all__ = ["Plan", "Traits", "measure", "own_handler", "probe"]
+__all__ = ["Plan", "Traits", "can_serve", "measure", "own_handler", "probe"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,15 @@ def probe(handler: str) -> Traits:
         server.stop()
         replies = "echo" if reply == b"".join(lines) else "line" if reply.count(b"\n") == len(lines) else "none"
         return Traits(has_lines(server.output, lines), replies)
+
+
+def can_serve(handler: str, mode: str) -> bool:
+    """Tell whether a server of ``mode`` takes the handler; raise StartError where it does not start all the same."""
+    try:
+        with _folder() as folder, RunningServer(Choice(mode).command(handler, 1), folder):
+            return True
+    except ConfigError:
+        return False
 
 
 def measure(job: str, command: Sequence[str], traits: Traits, plan: Plan) -> Measured:

@@ -74,7 +74,7 @@ class SessionOptions:
         None,
         "--mode",
         heads="sessions",
-        help="single, thread or fork (default: thread, or the mode of the server class that --handler names)",
+        help="single, thread, fork or event (default: thread, or the mode of the server class that --handler names)",
         metavar="MODE",
     )
     workers: int | None = option(
@@ -137,7 +137,8 @@ class SessionOptions:
         None,
         "-m",
         "--max-conns",
-        help="sessions at a time in each process; more wait in the backlog (default: thread 1000, fork 200)",
+        help="sessions at a time in each process; more wait in the backlog"
+        " (default: thread 1000, fork 200, event 10000)",
         **COUNT,
     )
     max_conns_per_ip: int | None = option(

@@ -183,6 +183,14 @@ class ReplyFile(io.BufferedIOBase):
         self._blocks: list[bytes | memoryview] = []
         self._size = 0
         self._lock = threading.Lock()
+        self._over = False
+
+    def close(self) -> None:
+        """Flush and take no more. Raises what ``flush`` does."""
+        try:
+            super().close()
+        finally:
+            self._over = True
 
     def writable(self) -> bool:
         """Return True."""
@@ -194,7 +202,7 @@ class ReplyFile(io.BufferedIOBase):
 
     def write(self, data: Any) -> int:
         """Take ``data``; send what has gathered if that is more than ``limit``. Raises what ``flush`` does."""
-        if self.closed:
+        if self._over:
             raise ValueError("write to closed file")
         block = data if type(data) is bytes else bytes(data)
         size = len(block)
@@ -259,13 +267,16 @@ class Outbox(ReplyFile):
     def put_out(self) -> None:
         """Send all, or raise what the socket does for who does not wait, and keep what it has not taken."""
         with self._lock:
-            self._full = True
-            while self._blocks:
-                block: Any = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
-                self._blocks = [block]
-                sent = self._sock.send(block)
+            blocks, self._full = self._blocks, True
+            while blocks:
+                if len(blocks) > 1:
+                    blocks[:] = [b"".join(blocks)]
+                sent = self._sock.send(blocks[0])
                 self._size -= sent
-                self._blocks = [memoryview(block)[sent:]] if self._size else []
+                if self._size:
+                    blocks[0] = memoryview(blocks[0])[sent:]
+                else:
+                    blocks.clear()
             self._full = False
 
 

@@ -58,7 +58,12 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from stdserve import LineHandler, PrintHandler
         class Rude(StreamRequestHandler):
             def handle(self):
+                self.request.recv(1)  # what is left unread makes it a reset
                 self.request.close()
+        class Reads(StreamRequestHandler):
+            def handle(self):
+                for line in self.rfile:
+                    self.wfile.write(line)
         class Upper(LineHandler):
             def line_received(self, line):
                 return line.upper()
@@ -83,6 +88,22 @@ def test_a_handler_of_the_users_is_measured(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.usefixtures("theirs")
+def test_mode_event_is_left_out_for_a_handler_that_it_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    """And where there is nothing else to measure, that is said; of one that it serves, it is told what to mind."""
+    words = ["--workers", "0", "--jobs", "sessions"]
+    assert 0 == main([*SHORT, *words, "--handler", "theirs:Reads", "--modes", "event,thread"])
+    output = capsys.readouterr().out
+    assert "\nTake thread: " in output
+    assert output.endswith("\nevent was left out: it serves handlers that derive from LineHandler.\n")
+    assert 2 == main([*SHORT, *words, "--handler", "theirs:Reads", "--modes", "event"])
+    assert "there is nothing to measure" in capsys.readouterr().err
+    assert 0 == main([*SHORT, *words, "--handler", "theirs:Upper", "--modes", "event"])
+    output = capsys.readouterr().out
+    assert "\nTake event: " in output
+    assert "A hook that waits for anything keeps all of its sessions waiting" in output
+
+
+@pytest.mark.usefixtures("theirs")
 def test_a_handler_that_drops_lines_is_not_correct(capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 1, in words and figures; echo is left out, for it does not reply."""
     words = ["--handler", "theirs:Forgetful", "--modes", "thread", "--workers", "0", "--jobs", "echo,sessions"]
@@ -97,7 +118,7 @@ def test_a_handler_that_drops_lines_is_not_correct(capsys: pytest.CaptureFixture
     ("words", "error"),
     [
         (["--jobs", "bulk,ecko"], "--jobs: 'ecko' is none of bulk, sessions, echo, idle; did you mean echo?"),
-        (["--modes", "threads"], "--modes: 'threads' is none of thread, fork, single; did you mean thread?"),
+        (["--modes", "threads"], "--modes: 'threads' is none of thread, fork, single, event; did you mean thread?"),
         (["--workers", "two"], "--workers must be a whole number, not 'two'"),
         (["--workers", "-1"], "--workers must be at least 0, not -1"),
         (["--rounds", "0"], "--rounds must be at least 1, not 0"),

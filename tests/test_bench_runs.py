@@ -35,6 +35,7 @@ class Forgetful(PrintHandler):
 
 class Rude(StreamRequestHandler):
     def handle(self):
+        self.request.recv(1)  # what is left unread makes it a reset
         self.request.close()
 
 class Alike(LineHandler):

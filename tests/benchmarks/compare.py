@@ -54,6 +54,8 @@ SERVERS = {
     "stdserve single": _ours("single"),
     "stdserve thread": _ours("thread"),
     "stdserve thread, 2 workers": _ours("thread", 2),
+    "stdserve event": _ours("event"),
+    "stdserve event, 2 workers": _ours("event", 2),
     "stdserve fork": _ours("fork"),
     "TCPServer": _peer("stock.py", "TCPServer", one_by_one=True),
     "ThreadingTCPServer": _peer("stock.py", "ThreadingTCPServer"),
