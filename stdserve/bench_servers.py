@@ -175,8 +175,11 @@ def resident(root: int) -> int:
 def wait_for(condition: Callable[[], bool]) -> bool:
     """Look at ``condition()`` until it is true; False if it is not in time."""
     pause, until = threading.Event(), time.monotonic() + PATIENCE
-    while not condition():
+    while True:
+        # A Ctrl-C in the wrong moment of Popen.poll() leaves a lock there, and whoever waits for the process hangs.
+        with hold_interrupts():
+            if condition():
+                return True
         if time.monotonic() > until:
             return False
         pause.wait(0.01)
-    return True
