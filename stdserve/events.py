@@ -111,17 +111,8 @@ class Driver:
     """
 
     __slots__ = (
-        "_alarm",
-        "_deadline",
-        "_fd",
-        "_inside",
-        "_loop",
-        "_mask",
-        "_step",
-        "_steps",
-        "_stirred",
-        "_stuck",
-        "_timed",
+        *("_alarm", "_deadline", "_fd", "_inside", "_loop", "_mask"),
+        *("_step", "_steps", "_stirred", "_stuck", "_timed", "_wants"),
     )
 
     def __init__(self, loop: EventLoop, steps: Steps[None], first: Step) -> None:
@@ -129,6 +120,7 @@ class Driver:
         self._steps: Steps[None] | None = steps
         self._step = first
         self._fd, self._mask = -1, 0  # what the waiter watches, and for what
+        self._wants = 0  # what the step waits for
         self._timed: Step | None = None  # the step that ``_deadline`` is for
         self._deadline: float | None = None
         self._alarm: float | None = None
@@ -157,6 +149,7 @@ class Driver:
         self._inside, loop.current = True, self
         loop.count += 1
         if loop.unwatched:
+            loop.unwatched = False
             loop.rouse()
         loop.accepting.occupied = True
         try:
@@ -234,14 +227,11 @@ class Driver:
             if wanted(error, WRITES):
                 self._stuck = outbox
             # Else the connection is gone, as the next read will find.
-        if self._mask:
-            self._watch(self._mask & READS | (WRITES if self._stuck is not None else 0))
+        self._watch()
 
     def _wait(self, step: Step, wants: int) -> None:
-        self._step = step
-        mask = wants | WRITES if self._stuck is not None else wants
-        if mask != self._mask:
-            self._watch(mask)
+        self._step, self._wants = step, wants
+        self._watch()
         if step is not self._timed:
             self._timed = step
             patience = step[0].gettimeout()
@@ -249,7 +239,10 @@ class Driver:
             if self._deadline is not None:
                 self._set_alarm(self._deadline)
 
-    def _watch(self, mask: int) -> None:
+    def _watch(self) -> None:
+        mask = self._wants if self._stuck is None else self._wants | WRITES
+        if mask == self._mask:
+            return
         if self._mask:
             self._loop.waiter.watch_for(self._fd, self._ready, mask)
         else:

@@ -48,7 +48,6 @@ class StallWatch:
         while not self._over.is_set():
             self._roused.wait()
             self._roused.clear()
-            self._loop.unwatched = False
             self._look_on()
 
     def _look_on(self) -> None:
@@ -57,13 +56,12 @@ class StallWatch:
         count = loop.count
         while not self._over.wait(LOOK_SECONDS):
             driver = loop.current
+            if driver is None:
+                loop.unwatched = True  # first: what begins after the next line rouses us
             if loop.count != count:
                 count, since, told = loop.count, time.monotonic(), False
             elif driver is None:
-                loop.unwatched = True
-                if loop.count == count:  # else something has begun just before the loop was told to rouse us
-                    return
-                loop.unwatched = False
+                return
             elif not told and time.monotonic() - since >= STALL_SECONDS:
                 told = True
                 _, _, where = stack_of(loop.thread).rpartition(" go > ")  # what the loop has called, not what called it

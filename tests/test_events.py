@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from authority import Authority
-from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all
+from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all, reset
 from transports import offered
 
 from stdserve import (
@@ -112,10 +112,10 @@ def test_what_one_session_replies_to_others_goes_out_at_once() -> None:
         eventually(lambda: len(Room.all) == 5)
         clients[0].send("hello")
         assert ["hello"] * 5 == [client.receive_line() for client in clients]
-        told = threading.Thread(target=lambda: [one.reply("from afar") for one in list(Room.all)])
+        told = threading.Thread(target=lambda: [one.reply("from afar") for one in 2 * list(Room.all)])
         told.start()
         told.join(DEADLINE)
-        assert ["from afar"] * 5 == [client.receive_line() for client in clients]
+        assert ["from afar"] * 10 == [client.receive_line() for client in 2 * clients]
 
 
 def test_whoever_does_not_read_keeps_no_more_than_a_bound() -> None:
@@ -224,6 +224,30 @@ def test_what_was_replied_before_a_fault_still_goes_out(caplog: pytest.LogCaptur
         other.send("two")
         assert "before" == other.receive_line()
     assert 2 == caplog.text.count("LookupError: ")
+
+
+def test_replies_to_who_has_left_are_dropped() -> None:
+    """Found while the hook still replies, or afterwards."""
+    left, ended = threading.Event(), list[EndReason]()
+
+    class Late(LineHandler):
+        def line_received(self, line: str) -> None:
+            left.wait(DEADLINE)
+            for _ in range(int(line)):
+                self.reply("x" * 10_000)
+
+        def connection_lost(self, reason: EndReason) -> None:
+            ended.append(reason)
+
+    with serving(Late, "event") as server:
+        for count in (b"1\n", b"1000\n"):
+            client = connect(server.address)
+            client.sendall(count)
+            reset(client)
+            left.set()
+            eventually(lambda: ended)
+            assert EndReason.RESET is ended.pop()
+            left.clear()
 
 
 def test_a_handler_may_keep_its_connection() -> None:
@@ -385,11 +409,32 @@ def test_a_timeout_is_for_one_step_and_rings_once() -> None:
         assert pairs.loop.until_due(None) is None
 
 
+def test_an_alarm_is_let_ring_when_nothing_is_to_be_waited_for_so_long() -> None:
+    """It was set for the step before."""
+    with Pairs() as pairs:
+
+        def steps(request: SessionSocket) -> Any:
+            pairs.told.append((yield request, READS, request.recv, 1))
+            request.settimeout(None)
+            pairs.told.append((yield request, READS, request.recv, 1))
+
+        peer = pairs.begin(0.1, steps)
+        peer.sendall(b"1")
+        pairs.turn()
+        while pairs.loop.until_due(None) is not None:
+            pairs.turn(DEADLINE)
+        peer.sendall(b"2")
+        pairs.turn()
+        assert [b"1", b"2"] == pairs.told
+
+
 def test_a_shorter_timeout_takes_the_place_of_a_longer_one() -> None:
     """And none at all the place of any."""
     with Pairs() as pairs:
 
         def steps(request: SessionSocket) -> Any:
+            yield request, READS, request.recv, 1
+            request.settimeout(None)
             yield request, READS, request.recv, 1
             request.settimeout(0.05)
             with pytest.raises(TimeoutError):
@@ -400,6 +445,8 @@ def test_a_shorter_timeout_takes_the_place_of_a_longer_one() -> None:
             pairs.told.append("not given up")
 
         peer = pairs.begin(0.3, steps)
+        peer.sendall(b"0")
+        pairs.turn()
         peer.sendall(b"1")
         while not pairs.told:
             pairs.turn(DEADLINE)

@@ -359,6 +359,27 @@ def test_lines_are_received_also_when_the_client_takes_no_replies() -> None:
     assert [str(number) for number in range(100)] == calls
 
 
+def test_what_is_left_of_the_replies_when_a_hook_has_raised_may_have_nowhere_to_go(caplog: Any) -> None:
+    """The client has gone; the log has the hook's own fault, and that alone."""
+    left = threading.Event()
+
+    class Fails(LineHandler):
+        def line_received(self, line: str) -> None:
+            self.reply("dropped")
+            left.wait(DEADLINE)
+            raise LookupError(line)
+
+    for mode in ("thread", "event"):
+        with serving(Fails, mode, failures="ignore") as server:
+            client = connect(server.address)
+            client.sendall(b"one\n")
+            reset(client)
+            left.set()
+        left.clear()
+    assert 2 == caplog.text.count("LookupError: one")
+    assert 2 == caplog.text.count("Traceback")
+
+
 def test_a_client_that_never_reads_is_idle() -> None:
     """A reply that cannot be sent counts as silence; what was received before is not lost."""
     lost: list[EndReason] = []

@@ -662,6 +662,10 @@ def test_a_full_send_buffer_delays_close_notify_until_the_deadline(
     contexts = load_context(authority.pair()), authority.client(version=version)
     with handshaken(*contexts, socket.socketpair) as (session, client):
         filled = fill(session)
+        session.be_driven(Undriven())
+        with pytest.raises(ssl.SSLWantWriteError):  # who drives it waits in its place
+            session.close_notify(soon())
+        session.be_alone()
         started = time.monotonic()
         session.close_notify(soon(0.1))
         assert 0.1 <= time.monotonic() - started < DEADLINE / 2
@@ -682,6 +686,15 @@ def test_a_full_send_buffer_delays_close_notify_until_the_deadline(
             half_close(session, socket.SHUT_WR)
             # An alert: 5 bytes of header, 2 of its own, and a checksum.
             assert filled + 7 < received + len(read_all(raw)) < filled + 50
+
+
+class Undriven:
+    """Has no part in the session."""
+
+    inside = False
+
+    def stir(self, outbox: object) -> None:
+        """Do nothing."""
 
 
 def fill(session: socket.socket) -> int:
