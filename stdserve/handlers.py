@@ -33,6 +33,7 @@ from .streams import Outbox, ReplyFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .steps import Steps
@@ -174,23 +175,7 @@ class LineHandler(socketserver.StreamRequestHandler):
     def steps(self) -> Steps[None]:
         """Tell the session from ``setup`` to ``finish`` in steps, for a server that has adopted this handler."""
         self.setup()
-        try:
-            yield from self._conversation()
-        finally:
-            self.finish()
-
-    def _conversation(self) -> Steps[None]:
-        options = getattr(self.server, "options", None) or _default_options()
-        framing = FRAMINGS[self.framing or options.framing]
-        reason = EndReason.ERROR
-        self.connection_made()
-        try:
-            reason = yield from self._converse(framing(self.max_line or options.max_line, self.obey_exit))
-        finally:
-            self.session.reason = reason
-            self.connection_lost(reason)
-        if "wfile" in self.__dict__:
-            yield from self._put_out()
+        return self._conversation(self.finish)
 
     if not TYPE_CHECKING:  # pragma: no branch - for a checker this would be a promise of any attribute there can be
 
@@ -216,38 +201,52 @@ class LineHandler(socketserver.StreamRequestHandler):
             except OSError:
                 pass  # the peer has gone; ``reason`` tells it if the session had not ended by then
 
-    def _converse(self, protocol: LineProtocol | ChunkProtocol) -> Steps[EndReason]:
-        connection = self.connection
-        idle = connection.gettimeout()
-        while not self._closing:
+    def _conversation(self, finish: Callable[[], None] | None = None) -> Steps[None]:
+        options = getattr(self.server, "options", None) or _default_options()
+        protocol = FRAMINGS[self.framing or options.framing](self.max_line or options.max_line, self.obey_exit)
+        connection, reason = self.connection, EndReason.ERROR
+        try:
+            self.connection_made()
+            try:
+                idle, ended = connection.gettimeout(), None
+                while ended is None and not self._closing:
+                    if "wfile" in self.__dict__:
+                        yield from self._put_out()
+                    hasty, size = protocol.awaiting_exit, self._read_size or protocol.least_read
+                    try:
+                        if self._gone is EndReason.IDLE_TIMEOUT:
+                            raise TimeoutError
+                        if hasty:
+                            connection.settimeout(EXIT_PAUSE if idle is None else min(EXIT_PAUSE, idle))
+                        # Nothing of what was read is kept here: the session may be silent for hours.
+                        events = self._received(protocol, (yield connection, READS, connection.recv, size), size)
+                        if hasty:
+                            connection.settimeout(idle)
+                    except TimeoutError:
+                        events = protocol.pause() or protocol.end(EndReason.IDLE_TIMEOUT)
+                    except OSError:
+                        events = protocol.end(EndReason.RESET)
+                    ended, events = self._act(events), []
+                reason = self._gone or ended or EndReason.CLOSED
+            finally:
+                self.session.reason = reason
+                self.connection_lost(reason)
             if "wfile" in self.__dict__:
                 yield from self._put_out()
-            hasty, size = protocol.awaiting_exit, self._read_size or protocol.least_read
-            try:
-                if self._gone is EndReason.IDLE_TIMEOUT:
-                    raise TimeoutError
-                if hasty:
-                    connection.settimeout(EXIT_PAUSE if idle is None else min(EXIT_PAUSE, idle))
-                data = yield connection, READS, connection.recv, size
-                if hasty:
-                    connection.settimeout(idle)
-                events = self._received(protocol, data, size)
-            except TimeoutError:
-                events = protocol.pause() or protocol.end(EndReason.IDLE_TIMEOUT)
-            except OSError:
-                events = protocol.end(EndReason.RESET)
-            for event in events:
-                if self._is_closing():
-                    break
-                if isinstance(event, SessionEnd):
-                    return self._gone or event.reason
-                self.session.tally.add_lines_in(len(event))
-                self.lines_received(event)
-        return self._gone or EndReason.CLOSED
+        finally:
+            if finish is not None:
+                finish()
 
-    def _is_closing(self) -> bool:
-        # Not the attribute: a type checker would hold that it cannot have changed since the loop looked at it.
-        return self._closing
+    def _act(self, events: list[Event]) -> EndReason | None:
+        """Do what events ask for, as long as the session is not closed; return why it has ended, if it has."""
+        for event in events:
+            if self._closing:
+                return None
+            if isinstance(event, SessionEnd):
+                return event.reason
+            self.session.tally.add_lines_in(len(event))
+            self.lines_received(event)
+        return None
 
     def _received(self, protocol: LineProtocol | ChunkProtocol, data: bytes, size: int) -> list[Event]:
         """Return the events of what has been read, where ``size`` was asked for."""

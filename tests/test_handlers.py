@@ -359,7 +359,9 @@ def test_lines_are_received_also_when_the_client_takes_no_replies() -> None:
     assert [str(number) for number in range(100)] == calls
 
 
-def test_what_is_left_of_the_replies_when_a_hook_has_raised_may_have_nowhere_to_go(caplog: Any) -> None:
+def test_what_is_left_of_the_replies_when_a_hook_has_raised_may_have_nowhere_to_go(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """The client has gone; the log has the hook's own fault, and that alone."""
     left = threading.Event()
 
