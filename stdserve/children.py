@@ -9,8 +9,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from .logs import Event
@@ -19,13 +18,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-__all__ = ["CRASHED", "Child", "fork_child", "ignore_signal"]
+__all__ = ["CRASHED", "POLL_SECONDS", "Child", "Ends", "fork_child", "ignore_signal"]
 
 _log = logging.getLogger("stdserve")
 
 #: What ``signal.pthread_sigmask`` is made of. That one makes an enum member of each signal in the mask that was, and
-#: has an exception for each real-time signal, which has none: 65 us a call, five times for each session.
-_sigmask = _signal.pthread_sigmask
+#: has an exception for each real-time signal, which has none: 65 us a call, five times for each session. ``signal``
+#: does the like with a handler: whatever else a child looks at is a page more that is copied for it.
+_sigmask, _set_handler = _signal.pthread_sigmask, _signal.signal
 
 #: Exit status of a child whose code raised (EX_SOFTWARE of sysexits.h).
 CRASHED = 70
@@ -83,6 +83,52 @@ class Child:
         return status
 
 
+class Ends:
+    """Tells which children have ended, with one descriptor for all of them; for a process that has many.
+
+    ``fileno`` is readable when one has. Children that have no descriptor are in ``polled``: whoever waits is to call
+    ``take`` every POLL_SECONDS while there are any.
+    """
+
+    def __init__(self) -> None:
+        self.polled: list[Child] = []
+        self._watched: dict[int, Child] = {}
+        # Rather than a selector of the standard library: that is six calls of Python for each child, and its objects.
+        self._epoll = select.epoll() if hasattr(os, "pidfd_open") else None
+
+    def fileno(self) -> int:
+        """Return the descriptor; -1 on a system where no child has one."""
+        return -1 if self._epoll is None else self._epoll.fileno()
+
+    def watch(self, child: Child) -> None:
+        """Have the end of ``child`` told by ``take``."""
+        if child.fd is None or self._epoll is None:
+            self.polled.append(child)
+        else:
+            self._epoll.register(child.fd, select.EPOLLIN)
+            self._watched[child.fd] = child
+
+    def take(self) -> list[tuple[Child, int]]:
+        """Return those that have ended since the last time, each with what its ``reap`` returned."""
+        ended = []
+        if self._epoll is not None and self._watched:
+            for fd, _ in self._epoll.poll(0):
+                # Not by closing it alone, for its siblings hold copies of the descriptor.
+                self._epoll.unregister(fd)
+                child = self._watched.pop(fd)
+                ended.append((child, child.reap() or 0))
+        for child in self.polled[:]:
+            if (status := child.reap()) is not None:
+                self.polled.remove(child)
+                ended.append((child, status))
+        return ended
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self._epoll is not None:
+            self._epoll.close()
+
+
 def fork_child(run: Callable[[], int], handlers: Mapping[int, Any], born: Callable[[Child], None]) -> Child:
     """Fork a child that installs signal ``handlers``, calls ``run()`` and exits with what it returns.
 
@@ -94,12 +140,15 @@ def fork_child(run: Callable[[], int], handlers: Mapping[int, Any], born: Callab
     Raises OSError.
     """
     _flush_streams()  # or the child would say again what the parent has said
-    with _signals_held() as before:
+    before = _sigmask(_signal.SIG_BLOCK, _all_signals())
+    try:
         pid = os.fork()
         if pid == 0:
             _live(run, handlers, before)
         child = Child(pid)
         born(child)
+    finally:
+        _sigmask(_signal.SIG_SETMASK, before)
     return child
 
 
@@ -112,29 +161,20 @@ def _all_signals() -> frozenset[int]:
     return frozenset(map(int, signal.valid_signals()))
 
 
-@contextmanager
-def _signals_held() -> Iterator[set[Any]]:
-    before = _sigmask(signal.SIG_BLOCK, _all_signals())
-    try:
-        yield before
-    finally:
-        _sigmask(signal.SIG_SETMASK, before)
-
-
 def _live(run: Callable[[], int], handlers: Mapping[int, Any], mask: set[Any]) -> NoReturn:
     status = CRASHED
     try:
-        signal.set_wakeup_fd(-1)
+        _signal.set_wakeup_fd(-1)
         for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-        _sigmask(signal.SIG_SETMASK, mask)
+            _set_handler(signum, handler if callable(handler) else int(handler))
+        _sigmask(_signal.SIG_SETMASK, mask)
         status = int(run())
     except BaseException:
         _log.exception(Event("error", f"in child process {os.getpid()}"))
     finally:
         # There is nothing left to be told. A handler that ran in the middle of the end would find locks held, such as
         # the buffers' here and those of whoever measures the process as it ends, and wait for itself.
-        _sigmask(signal.SIG_BLOCK, _all_signals())
+        _sigmask(_signal.SIG_BLOCK, _all_signals())
         try:
             _flush_streams()
         finally:

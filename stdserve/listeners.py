@@ -98,7 +98,8 @@ def close_listeners(listeners: Iterable[socket.socket]) -> None:
 def leave_listeners(listeners: Iterable[socket.socket]) -> None:
     """Close each listener in this process only, where another one serves: a file stays until ``close_listeners``."""
     for listener in listeners:
-        socket.socket.close(listener)
+        if (fd := listener.detach()) >= 0:
+            os.close(fd)
 
 
 def address_of(listener: socket.socket) -> tuple[str, int] | str:

@@ -12,14 +12,14 @@ import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 
-from .children import POLL_SECONDS, Child, fork_child, ignore_signal
+from .children import POLL_SECONDS, Child, Ends, fork_child, ignore_signal
 from .detaching import await_keepers, end_kept_input
 from .errors import ConfigError
 from .events import Driver, EventLoop
 from .handlers import LineHandler
-from .listeners import close_listeners
+from .listeners import leave_listeners
 from .logs import Event
 from .mixin import ServerMixin
 from .protocol import EndReason
@@ -215,50 +215,61 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
         forks = True
         default_max_conns = 200
 
+        #: Whose child is forked; in the child, its own.
+        _session: Session
+        _arguments: tuple[Any, Any]
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             """Take what ``ServerMixin`` takes."""
             self._children: dict[int, tuple[Child, Session]] = {}
-            self._polled: list[Child] = []
+            self._ends = Ends()
             self._in_child = False
             super().__init__(*args, **kwargs)
             _ = self.sink  # made before the first fork: children share its lock
+            if self._ends.fileno() >= 0:  # pragma: no branch - not on Linux
+                self._loop.waiter.watch(self._ends, self._reap)
+            # Made once for all children, as all is that need not be made for each: to fork is to copy what one touches.
+            self._child_handlers: dict[int, Any] = {
+                int(signal.SIGTERM): self._end_own_input,
+                int(signal.SIGALRM): self._cut_own,
+                int(signal.SIGINT): ignore_signal,
+            }
 
         @property
         def active(self) -> int:
             """How many sessions are open; in a child, its own."""
             return len(self.sessions) + len(self._children)
 
+        def server_close(self) -> None:
+            """Close the listeners and what the server holds, as in every mode."""
+            super().server_close()
+            if self._serving_thread is None:
+                self._ends.close()
+
         def process_request(self, request: Any, client_address: Any) -> None:
             """Fork a child that runs the session; raise OSError if there can be none."""
-            session = self.sessions[request]
-            handlers: dict[int, Any] = {
-                signal.SIGTERM: lambda *_: self._end_input_of(session),
-                signal.SIGALRM: lambda *_: session.cut(EndReason.SESSION_TIMEOUT),
-                signal.SIGINT: ignore_signal,
-            }
-            live = partial(self._live_in_child, request, client_address)
-            fork_child(live, handlers, partial(self._write_down, session))
+            self._session = self.sessions[request]
+            self._arguments = request, client_address
+            fork_child(self._live_in_child, self._child_handlers, self._write_down)
 
-        def _write_down(self, session: Session, child: Child) -> None:
+        def _write_down(self, child: Child) -> None:
+            session = self._session
             self._children[child.pid] = child, session
-            if child.fd is None:
-                self._polled.append(child)
-            else:
-                self._loop.waiter.watch(child.fd, partial(self._reap, child))
+            self._ends.watch(child)
             # Here too, where no signal can come between: a session counts once.
             del self.sessions[session.request]
             self.close_request(session.request)
 
-        def _live_in_child(self, request: Any, client_address: Any) -> int:
-            self._in_child, session = True, self.sessions[request]
+        def _live_in_child(self) -> int:
+            session = self._session
+            # What was the parent's is left alone, not emptied: that would touch, and so copy, each of its children.
+            self._in_child, self._parents, self._children = True, self._children, {}
             session.tally.adopt()
-            self._children.clear()
-            self._loop.waiter.close()
             # An orphan that kept them would keep the port.
-            close_listeners(self.listeners)
+            leave_listeners(self.listeners)
             if self.options.session_timeout is not None:
                 signal.setitimer(signal.ITIMER_REAL, self.options.session_timeout)
-            self.run_session(request, client_address)
+            self.run_session(*self._arguments)
             if session.kept is not None:
                 self._outlive(session)
             return 0
@@ -269,27 +280,27 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             signal.signal(signal.SIGTERM, lambda *_: end_kept_input(session))
             await_keepers(session)
 
-        def _turn(self, timeout: float | None) -> None:
-            if self._polled:
-                timeout = POLL_SECONDS if timeout is None else min(timeout, POLL_SECONDS)
-            super()._turn(timeout)
-            for child in self._polled[:]:
-                self._reap(child)
+        def _end_own_input(self, signum: int, frame: Any) -> None:
+            self._end_input_of(self._session)
 
-        def _reap(self, child: Child) -> None:
-            if child.fd is not None:
-                self._loop.waiter.unwatch(child.fd)
-            status = child.reap()
-            if status is None:
+        def _cut_own(self, signum: int, frame: Any) -> None:
+            self._session.cut(EndReason.SESSION_TIMEOUT)
+
+        def _turn(self, timeout: float | None) -> None:
+            if not self._ends.polled:
+                super()._turn(timeout)
                 return
-            if child in self._polled:
-                self._polled.remove(child)
-            _, session = self._children.pop(child.pid)
-            if self._stopping:
-                session.tally.end(EndReason.CUT.value)
-            self._leave(session)
-            if status < 0 and not self._stopping:
-                _log.error(session.event("error", f"child {child.pid} was ended by {signal.Signals(-status).name}"))
+            super()._turn(POLL_SECONDS if timeout is None else min(timeout, POLL_SECONDS))
+            self._reap()
+
+        def _reap(self) -> None:
+            for child, status in self._ends.take():
+                _, session = self._children.pop(child.pid)
+                if self._stopping:
+                    session.tally.end(EndReason.CUT.value)
+                self._leave(session)
+                if status < 0 and not self._stopping:
+                    _log.error(session.event("error", f"child {child.pid} was ended by {signal.Signals(-status).name}"))
             if not self._stopping and (failure := self.sink.error):
                 self._fail(failure)
 
