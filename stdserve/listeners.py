@@ -283,5 +283,7 @@ def _open_at(family: int, where: tuple[Any, ...], any_port: bool, reuse_port: bo
 
 def _resolve(host: str) -> list[tuple[Any, ...]]:
     """Return (family, host, flow and scope if any) for each address of ``host``, in the resolver's order."""
-    found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # As bytes it is passed on as it is. For text the codec of international names is imported, and all of Unicode.
+    name = host.encode() if host.isascii() else host
+    found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return list(dict.fromkeys((family, where[0], *where[2:]) for family, _, _, _, where in found))

@@ -25,7 +25,6 @@ from .mixin import ServerMixin
 from .protocol import EndReason
 from .sessions import Session, has_said_all
 from .stalls import StallWatch
-from .threads import SessionThreads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,6 +90,8 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what ``ServerMixin`` takes."""
+        from .threads import SessionThreads  # here, for those who fork need none
+
         super().__init__(*args, **kwargs)
         self._session_threads = SessionThreads(self._run_in_thread, self.max_conns)
 
