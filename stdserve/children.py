@@ -9,16 +9,18 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from .logs import Event
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, TypeVar
 
-__all__ = ["CRASHED", "POLL_SECONDS", "Child", "Ends", "fork_child", "ignore_signal"]
+    Whose = TypeVar("Whose")
+
+__all__ = ["CRASHED", "POLL_SECONDS", "Child", "Ends", "fork_child", "fork_children", "ignore_signal"]
 
 _log = logging.getLogger("stdserve")
 
@@ -139,17 +141,42 @@ def fork_child(run: Callable[[], int], handlers: Mapping[int, Any], born: Callab
     ``run`` is over no signal but SIGKILL reaches it.
     Raises OSError.
     """
+    children: list[Child] = []
+
+    def write_down(_: None, child: Child) -> None:
+        born(child)
+        children.append(child)
+
+    fork_children(lambda _: run(), (None,), lambda _: handlers, write_down)
+    return children[0]
+
+
+def fork_children(
+    run: Callable[[Whose], int],
+    each: Sequence[Whose],
+    handlers: Callable[[Whose], Mapping[int, Any]],
+    born: Callable[[Whose, Child], None],
+) -> None:
+    """Fork a child for ``each``, which calls ``run`` with it; all in a row, and then call ``born`` for each.
+
+    For each child that is forked, its parent copies what it touches before the next: it is to do little between two.
+    Otherwise this is as ``fork_child``, but that ``handlers`` is called in the child, while signals wait. When the system refuses one, those before it live, and are written down.
+    """
     _flush_streams()  # or the child would say again what the parent has said
     before = _sigmask(_signal.SIG_BLOCK, _all_signals())
+    pids: list[int] = []
     try:
-        pid = os.fork()
-        if pid == 0:
-            _live(run, handlers, before)
-        child = Child(pid)
-        born(child)
+        try:
+            for whose in each:
+                pid = os.fork()
+                if pid == 0:
+                    _live(run, whose, handlers, before)
+                pids.append(pid)
+        finally:
+            for whose, pid in zip(each, pids, strict=False):
+                born(whose, Child(pid))
     finally:
         _sigmask(_signal.SIG_SETMASK, before)
-    return child
 
 
 def ignore_signal(signum: int, frame: Any) -> None:
@@ -161,14 +188,16 @@ def _all_signals() -> frozenset[int]:
     return frozenset(map(int, signal.valid_signals()))
 
 
-def _live(run: Callable[[], int], handlers: Mapping[int, Any], mask: set[Any]) -> NoReturn:
+def _live(
+    run: Callable[[Whose], int], whose: Whose, handlers: Callable[[Whose], Mapping[int, Any]], mask: set[Any]
+) -> NoReturn:
     status = CRASHED
     try:
         _signal.set_wakeup_fd(-1)
-        for signum, handler in handlers.items():
+        for signum, handler in handlers(whose).items():
             _set_handler(signum, handler if callable(handler) else int(handler))
         _sigmask(_signal.SIG_SETMASK, mask)
-        status = int(run())
+        status = int(run(whose))
     except BaseException:
         _log.exception(Event("error", f"in child process {os.getpid()}"))
     finally:

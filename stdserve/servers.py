@@ -10,11 +10,11 @@ import os
 import signal
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 
-from .children import POLL_SECONDS, Child, Ends, fork_child, ignore_signal
+from .children import POLL_SECONDS, Child, Ends, fork_children, ignore_signal
 from .detaching import await_keepers, end_kept_input
 from .errors import ConfigError
 from .events import Driver, EventLoop
@@ -216,13 +216,14 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
         forks = True
         default_max_conns = 200
 
-        #: Whose child is forked; in the child, its own.
+        #: In a child, its own.
         _session: Session
-        _arguments: tuple[Any, Any]
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             """Take what ``ServerMixin`` takes."""
             self._children: dict[int, tuple[Child, Session]] = {}
+            #: Sessions that are about to get a child: with their sockets and addresses, for the hooks.
+            self._expecting: list[tuple[Session, Any, Any]] = []
             self._ends = Ends()
             self._in_child = False
             super().__init__(*args, **kwargs)
@@ -248,29 +249,55 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
                 self._ends.close()
 
         def process_request(self, request: Any, client_address: Any) -> None:
-            """Fork a child that runs the session; raise OSError if there can be none."""
-            self._session = self.sessions[request]
-            self._arguments = request, client_address
-            fork_child(self._live_in_child, self._child_handlers, self._write_down)
+            """Have a child run the session; it is forked when all clients who wait are accepted."""
+            self._expecting.append((self.sessions[request], request, client_address))
 
-        def _write_down(self, child: Child) -> None:
-            session = self._session
+        def _fork(self) -> None:
+            """Fork a child for each session that expects one; all in a row, for what is touched between is copied."""
+            while self._expecting:
+                forked: list[Any] = []
+                try:
+                    born = partial(self._write_down, forked)
+                    fork_children(self._live_in_child, self._expecting[:], self._begin_in_child, born)
+                except Exception:
+                    _, request, client_address = self._expecting.pop(0)
+                    self._end_badly(request, client_address)
+                finally:
+                    for request in forked:
+                        self._leave_to_child(request)
+
+        def _write_down(self, forked: list[Any], expecting: tuple[Session, Any, Any], child: Child) -> None:
+            # All at once, where no signal can come between: a session counts once.
+            session, request, _ = expecting
+            self._expecting.remove(expecting)
             self._children[child.pid] = child, session
+            del self.sessions[request]
             self._ends.watch(child)
-            # Here too, where no signal can come between: a session counts once.
-            del self.sessions[session.request]
-            self.close_request(session.request)
+            forked.append(request)
 
-        def _live_in_child(self) -> int:
-            session = self._session
-            # What was the parent's is left alone, not emptied: that would touch, and so copy, each of its children.
-            self._in_child, self._parents, self._children = True, self._children, {}
+        def _leave_to_child(self, request: Any) -> None:
+            try:
+                self.close_request(request)
+            except Exception:
+                _log.exception(Event("error", ": a hook of the server failed"))
+                request.close()
+
+        def _begin_in_child(self, expecting: tuple[Session, Any, Any]) -> Mapping[int, Any]:
+            session, request, _ = expecting
+            # What was the parent's is left alone, not emptied: that would touch, and so copy, all that was in it.
+            self._parents = self._children, self.sessions
+            self._in_child, self._session, self._children, self.sessions = True, session, {}, {request: session}
+            return self._child_handlers
+
+        def _live_in_child(self, expecting: tuple[Session, Any, Any]) -> int:
+            session, request, client_address = expecting
             session.tally.adopt()
-            # An orphan that kept them would keep the port.
+            # An orphan that kept them would keep the port; a client would wait for the end of each who holds his socket.
             leave_listeners(self.listeners)
+            leave_listeners(other for _, other, _ in self._expecting if other is not request and hasattr(other, "detach"))
             if self.options.session_timeout is not None:
                 signal.setitimer(signal.ITIMER_REAL, self.options.session_timeout)
-            self.run_session(*self._arguments)
+            self.run_session(request, client_address)
             if session.kept is not None:
                 self._outlive(session)
             return 0
@@ -288,11 +315,20 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             self._session.cut(EndReason.SESSION_TIMEOUT)
 
         def _turn(self, timeout: float | None) -> None:
-            if not self._ends.polled:
+            if self._ends.polled:
+                timeout = POLL_SECONDS if timeout is None else min(timeout, POLL_SECONDS)
+            try:
                 super()._turn(timeout)
-                return
-            super()._turn(POLL_SECONDS if timeout is None else min(timeout, POLL_SECONDS))
-            self._reap()
+            finally:
+                self._fork()
+            if self._ends.polled:
+                self._reap()
+
+        def _leave_listeners(self) -> None:
+            try:
+                super()._leave_listeners()
+            finally:
+                self._fork()
 
         def _reap(self) -> None:
             for child, status in self._ends.take():
