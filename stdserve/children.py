@@ -147,30 +147,33 @@ def fork_child(run: Callable[[], int], handlers: Mapping[int, Any], born: Callab
         born(child)
         children.append(child)
 
-    fork_children(lambda _: run(), (None,), lambda _: handlers, write_down)
+    fork_children(lambda _: run(), (None,), handlers, write_down)
     return children[0]
 
 
 def fork_children(
     run: Callable[[Whose], int],
     each: Sequence[Whose],
-    handlers: Callable[[Whose], Mapping[int, Any]],
+    handlers: Mapping[int, Any],
     born: Callable[[Whose, Child], None],
+    begin: Callable[[Whose], None] | None = None,
 ) -> None:
     """Fork a child for ``each``, which calls ``run`` with it; all in a row, and then call ``born`` for each.
 
     For each child that is forked, its parent copies what it touches before the next: it is to do little between two.
-    Otherwise this is as ``fork_child``, but that ``handlers`` is called in the child, while signals wait. When the system refuses one, those before it live, and are written down.
+    Otherwise this is as ``fork_child``; ``begin`` is called first of all in the child, while signals wait. When the system refuses one, those before it live, and are written down.
     """
     _flush_streams()  # or the child would say again what the parent has said
-    before = _sigmask(_signal.SIG_BLOCK, _all_signals())
+    # No more than those that something waits for: sixty of them fill a set that has to be made for each child.
+    heard = [signum for signum in _all_signals() if callable(_signal.getsignal(signum))]
+    before = _sigmask(_signal.SIG_BLOCK, {*heard, *handlers})
     pids: list[int] = []
     try:
         try:
             for whose in each:
                 pid = os.fork()
                 if pid == 0:
-                    _live(run, whose, handlers, before)
+                    _live(run, whose, handlers, begin, before)
                 pids.append(pid)
         finally:
             for whose, pid in zip(each, pids, strict=False):
@@ -189,12 +192,18 @@ def _all_signals() -> frozenset[int]:
 
 
 def _live(
-    run: Callable[[Whose], int], whose: Whose, handlers: Callable[[Whose], Mapping[int, Any]], mask: set[Any]
+    run: Callable[[Whose], int],
+    whose: Whose,
+    handlers: Mapping[int, Any],
+    begin: Callable[[Whose], None] | None,
+    mask: set[Any],
 ) -> NoReturn:
     status = CRASHED
     try:
         _signal.set_wakeup_fd(-1)
-        for signum, handler in handlers(whose).items():
+        if begin is not None:
+            begin(whose)
+        for signum, handler in handlers.items():
             _set_handler(signum, handler if callable(handler) else int(handler))
         _sigmask(_signal.SIG_SETMASK, mask)
         status = int(run(whose))

@@ -10,7 +10,7 @@ import os
 import signal
 import socketserver
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 
@@ -258,7 +258,8 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
                 forked: list[Any] = []
                 try:
                     born = partial(self._write_down, forked)
-                    fork_children(self._live_in_child, self._expecting[:], self._begin_in_child, born)
+                    expecting = self._expecting[:]
+                    fork_children(self._live_in_child, expecting, self._child_handlers, born, self._begin_in_child)
                 except Exception:
                     _, request, client_address = self._expecting.pop(0)
                     self._end_badly(request, client_address)
@@ -282,19 +283,21 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
                 _log.exception(Event("error", ": a hook of the server failed"))
                 request.close()
 
-        def _begin_in_child(self, expecting: tuple[Session, Any, Any]) -> Mapping[int, Any]:
+        def _begin_in_child(self, expecting: tuple[Session, Any, Any]) -> None:
             session, request, _ = expecting
             # What was the parent's is left alone, not emptied: that would touch, and so copy, all that was in it.
             self._parents = self._children, self.sessions
             self._in_child, self._session, self._children, self.sessions = True, session, {}, {request: session}
-            return self._child_handlers
 
         def _live_in_child(self, expecting: tuple[Session, Any, Any]) -> int:
             session, request, client_address = expecting
-            session.tally.adopt()
+            if self._watched:
+                session.tally.adopt()
             # An orphan that kept them would keep the port; a client would wait for the end of each who holds his socket.
             leave_listeners(self.listeners)
-            leave_listeners(other for _, other, _ in self._expecting if other is not request and hasattr(other, "detach"))
+            if len(self._expecting) > 1:
+                others = [other for _, other, _ in self._expecting if other is not request]
+                leave_listeners([other for other in others if hasattr(other, "detach")])
             if self.options.session_timeout is not None:
                 signal.setitimer(signal.ITIMER_REAL, self.options.session_timeout)
             self.run_session(request, client_address)
