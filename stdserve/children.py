@@ -161,13 +161,16 @@ def fork_children(
     """Fork a child for ``each``, which calls ``run`` with it; all in a row, and then call ``born`` for each.
 
     For each child that is forked, its parent copies what it touches before the next: it is to do little between two.
-    Otherwise this is as ``fork_child``; ``begin`` is called first of all in the child, while signals wait. When the system refuses one, those before it live, and are written down.
+    Otherwise this is as ``fork_child``; ``begin`` is called first of all in the child, while signals wait. When the
+    system refuses one, those before it live, and are written down.
     """
     _flush_streams()  # or the child would say again what the parent has said
     # No more than those that something waits for: sixty of them fill a set that has to be made for each child.
     heard = [signum for signum in _all_signals() if callable(_signal.getsignal(signum))]
     before = _sigmask(_signal.SIG_BLOCK, {*heard, *handlers})
     pids: list[int] = []
+    # glibc sorts what has been freed at the next request that is not small: here once, or in each child, page for page.
+    bytes(1200)
     try:
         try:
             for whose in each:

@@ -293,7 +293,7 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             session, request, client_address = expecting
             if self._watched:
                 session.tally.adopt()
-            # An orphan that kept them would keep the port; a client would wait for the end of each who holds his socket.
+            # An orphan that kept them would keep the port, and other clients would not read the end of their sessions.
             leave_listeners(self.listeners)
             if len(self._expecting) > 1:
                 others = [other for _, other, _ in self._expecting if other is not request]
