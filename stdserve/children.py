@@ -6,11 +6,9 @@ import _signal  # type: ignore[import-not-found] # behind ``signal``
 import logging
 import os
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 
 from .logs import Event
 
@@ -28,6 +26,8 @@ _log = logging.getLogger("stdserve")
 #: has an exception for each real-time signal, which has none: 65 us a call, five times for each session. ``signal``
 #: does the like with a handler: whatever else a child looks at is a page more that is copied for it.
 _sigmask, _set_handler = _signal.pthread_sigmask, _signal.signal
+
+_ALL_SIGNALS = frozenset(_signal.valid_signals())
 
 #: Exit status of a child whose code raised (EX_SOFTWARE of sysexits.h).
 CRASHED = 70
@@ -166,9 +166,10 @@ def fork_children(
     """
     _flush_streams()  # or the child would say again what the parent has said
     # No more than those that something waits for: sixty of them fill a set that has to be made for each child.
-    heard = [signum for signum in _all_signals() if callable(_signal.getsignal(signum))]
+    heard = [signum for signum in _ALL_SIGNALS if callable(_signal.getsignal(signum))]
     before = _sigmask(_signal.SIG_BLOCK, {*heard, *handlers})
     pids: list[int] = []
+    plain = {signum: handler if callable(handler) else int(handler) for signum, handler in handlers.items()}
     # glibc sorts what has been freed at the next request that is not small: here once, or in each child, page for page.
     bytes(1200)
     try:
@@ -176,7 +177,7 @@ def fork_children(
             for whose in each:
                 pid = os.fork()
                 if pid == 0:
-                    _live(run, whose, handlers, begin, before)
+                    _live(run, whose, plain, begin, before)
                 pids.append(pid)
         finally:
             for whose, pid in zip(each, pids, strict=False):
@@ -187,11 +188,6 @@ def fork_children(
 
 def ignore_signal(signum: int, frame: Any) -> None:
     """Do nothing. Unlike SIG_IGN, this is not passed on to the programs that a handler starts."""
-
-
-@cache
-def _all_signals() -> frozenset[int]:
-    return frozenset(map(int, signal.valid_signals()))
 
 
 def _live(
@@ -207,7 +203,7 @@ def _live(
         if begin is not None:
             begin(whose)
         for signum, handler in handlers.items():
-            _set_handler(signum, handler if callable(handler) else int(handler))
+            _set_handler(signum, handler)
         _sigmask(_signal.SIG_SETMASK, mask)
         status = int(run(whose))
     except BaseException:
@@ -215,7 +211,7 @@ def _live(
     finally:
         # There is nothing left to be told. A handler that ran in the middle of the end would find locks held, such as
         # the buffers' here and those of whoever measures the process as it ends, and wait for itself.
-        _sigmask(_signal.SIG_BLOCK, _all_signals())
+        _sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
         try:
             _flush_streams()
         finally:

@@ -89,6 +89,10 @@ def open_listeners(
     return listeners
 
 
+#: That of the class behind ``socket.socket``, whatever a class in front of it does at its end.
+_close = socket.SocketType.close
+
+
 def close_listeners(listeners: Iterable[socket.socket]) -> None:
     """Close each listener; closing twice is harmless."""
     for listener in listeners:
@@ -98,8 +102,7 @@ def close_listeners(listeners: Iterable[socket.socket]) -> None:
 def leave_listeners(listeners: Iterable[socket.socket]) -> None:
     """Close each listener in this process only, where another one serves: a file stays until ``close_listeners``."""
     for listener in listeners:
-        if (fd := listener.detach()) >= 0:
-            os.close(fd)
+        _close(listener)
 
 
 def address_of(listener: socket.socket) -> tuple[str, int] | str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -28,7 +29,6 @@ from .stalls import StallWatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from typing import Any
 
     from .steps import SomeSteps
@@ -294,10 +294,10 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             if self._watched:
                 session.tally.adopt()
             # An orphan that kept them would keep the port, and other clients would not read the end of their sessions.
-            leave_listeners(self.listeners)
+            leave_listeners((self.socket, *self._more_listeners))
             if len(self._expecting) > 1:
                 others = [other for _, other, _ in self._expecting if other is not request]
-                leave_listeners([other for other in others if hasattr(other, "detach")])
+                leave_listeners([other for other in others if isinstance(other, socket.socket)])
             if self.options.session_timeout is not None:
                 signal.setitimer(signal.ITIMER_REAL, self.options.session_timeout)
             self.run_session(request, client_address)
