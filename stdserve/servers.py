@@ -5,6 +5,7 @@ What they share is in :class:`ServerMixin`; here each says how a session gets it
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -285,6 +286,8 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
 
         def _begin_in_child(self, expecting: tuple[Session, Any, Any]) -> None:
             session, request, _ = expecting
+            # Or a collection, which by the parent's counts may be due, would look at all there is, and so copy it.
+            gc.freeze()
             # What was the parent's is left alone, not emptied: that would touch, and so copy, all that was in it.
             self._parents = self._children, self.sessions
             self._in_child, self._session, self._children, self.sessions = True, session, {}, {request: session}

@@ -330,6 +330,17 @@ class TestFork:
                 assert b"closed\n" == exchange(server.address, b"one\n")
             eventually(lambda: not children_of(server.pid))
 
+    def test_a_child_never_collects_what_was_its_parents(self, tmp_path: Path) -> None:
+        """It would copy all of it (gc.freeze); the parent itself goes on collecting."""
+        (tmp_path / "mine.py").write_text(
+            "import gc, stdserve\n"
+            "class Frozen(stdserve.LineHandler):\n"
+            "    def line_received(self, line):\n"
+            "        return str(gc.get_freeze_count() > 1000 and gc.isenabled())\n"
+        )
+        with ServerProcess("--mode", "fork", "--handler", "mine:Frozen", cwd=tmp_path) as server:
+            assert b"True\n" == exchange(server.address, b"one\n")
+
     def test_a_hook_of_the_loop_may_close_the_server(self) -> None:
         """It is closed when it has stopped: a child that still runs is told, and reaped."""
         code = (
