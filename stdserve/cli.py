@@ -104,6 +104,18 @@ def _sessions_left() -> bool:
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are errors like any other."""
 
+    #: Columns. Every formatter, also one that is only to check an option, asks for the terminal's unless it is told,
+    #: and imports shutil for that: 3 ms of a start, and five libraries that a server then has in its memory for good.
+    _width: int | None = 80
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, formatter_class=lambda prog: argparse.HelpFormatter(prog, width=self._width))
+
+    def format_help(self) -> str:
+        """Return the page of help, as wide as the terminal is."""
+        self._width = None
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError instead of leaving with a page of usage."""
         raise ConfigError(message)

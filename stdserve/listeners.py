@@ -89,6 +89,10 @@ def open_listeners(
     return listeners
 
 
+#: That of the class behind ``socket.socket``, whatever a class in front of it does at its end.
+_close = socket.SocketType.close
+
+
 def close_listeners(listeners: Iterable[socket.socket]) -> None:
     """Close each listener; closing twice is harmless."""
     for listener in listeners:
@@ -98,7 +102,7 @@ def close_listeners(listeners: Iterable[socket.socket]) -> None:
 def leave_listeners(listeners: Iterable[socket.socket]) -> None:
     """Close each listener in this process only, where another one serves: a file stays until ``close_listeners``."""
     for listener in listeners:
-        socket.socket.close(listener)
+        _close(listener)
 
 
 def address_of(listener: socket.socket) -> tuple[str, int] | str:
@@ -282,5 +286,7 @@ def _open_at(family: int, where: tuple[Any, ...], any_port: bool, reuse_port: bo
 
 def _resolve(host: str) -> list[tuple[Any, ...]]:
     """Return (family, host, flow and scope if any) for each address of ``host``, in the resolver's order."""
-    found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # As bytes it is passed on as it is. For text the codec of international names is imported, and all of Unicode.
+    name = host.encode() if host.isascii() else host
+    found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return list(dict.fromkeys((family, where[0], *where[2:]) for family, _, _, _, where in found))

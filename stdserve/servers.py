@@ -5,31 +5,31 @@ What they share is in :class:`ServerMixin`; here each says how a session gets it
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 
-from .children import POLL_SECONDS, Child, fork_child, ignore_signal
+from .children import POLL_SECONDS, Child, Ends, fork_children, ignore_signal
 from .detaching import await_keepers, end_kept_input
 from .errors import ConfigError
 from .events import Driver, EventLoop
 from .handlers import LineHandler
-from .listeners import close_listeners
+from .listeners import leave_listeners
 from .logs import Event
 from .mixin import ServerMixin
 from .protocol import EndReason
 from .sessions import Session, has_said_all
 from .stalls import StallWatch
-from .threads import SessionThreads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from typing import Any
 
     from .steps import SomeSteps
@@ -91,6 +91,8 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what ``ServerMixin`` takes."""
+        from .threads import SessionThreads  # here, for those who fork need none
+
         super().__init__(*args, **kwargs)
         self._session_threads = SessionThreads(self._run_in_thread, self.max_conns)
 
@@ -215,47 +217,90 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
         forks = True
         default_max_conns = 200
 
+        #: In a child, its own.
+        _session: Session
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             """Take what ``ServerMixin`` takes."""
             self._children: dict[int, tuple[Child, Session]] = {}
-            self._polled: list[Child] = []
+            #: Sessions that are about to get a child: with their sockets and addresses, for the hooks.
+            self._expecting: list[tuple[Session, Any, Any]] = []
+            self._ends = Ends()
             self._in_child = False
             super().__init__(*args, **kwargs)
             _ = self.sink  # made before the first fork: children share its lock
+            if self._ends.fileno() >= 0:  # pragma: no branch - not on Linux
+                self._loop.waiter.watch(self._ends, self._reap)
+            # Made once for all children, as all is that need not be made for each: to fork is to copy what one touches.
+            self._child_handlers: dict[int, Any] = {
+                int(signal.SIGTERM): self._end_own_input,
+                int(signal.SIGALRM): self._cut_own,
+                int(signal.SIGINT): ignore_signal,
+            }
 
         @property
         def active(self) -> int:
             """How many sessions are open; in a child, its own."""
             return len(self.sessions) + len(self._children)
 
+        def server_close(self) -> None:
+            """Close the listeners and what the server holds, as in every mode."""
+            super().server_close()
+            if self._serving_thread is None:
+                self._ends.close()
+
         def process_request(self, request: Any, client_address: Any) -> None:
-            """Fork a child that runs the session; raise OSError if there can be none."""
-            session = self.sessions[request]
-            handlers: dict[int, Any] = {
-                signal.SIGTERM: lambda *_: self._end_input_of(session),
-                signal.SIGALRM: lambda *_: session.cut(EndReason.SESSION_TIMEOUT),
-                signal.SIGINT: ignore_signal,
-            }
-            live = partial(self._live_in_child, request, client_address)
-            fork_child(live, handlers, partial(self._write_down, session))
+            """Have a child run the session; it is forked when all clients who wait are accepted."""
+            self._expecting.append((self.sessions[request], request, client_address))
 
-        def _write_down(self, session: Session, child: Child) -> None:
+        def _fork(self) -> None:
+            """Fork a child for each session that expects one; all in a row, for what is touched between is copied."""
+            while self._expecting:
+                forked: list[Any] = []
+                try:
+                    born = partial(self._write_down, forked)
+                    expecting = self._expecting[:]
+                    fork_children(self._live_in_child, expecting, self._child_handlers, born, self._begin_in_child)
+                except Exception:
+                    _, request, client_address = self._expecting.pop(0)
+                    self._end_badly(request, client_address)
+                finally:
+                    for request in forked:
+                        self._leave_to_child(request)
+
+        def _write_down(self, forked: list[Any], expecting: tuple[Session, Any, Any], child: Child) -> None:
+            # All at once, where no signal can come between: a session counts once.
+            session, request, _ = expecting
+            self._expecting.remove(expecting)
             self._children[child.pid] = child, session
-            if child.fd is None:
-                self._polled.append(child)
-            else:
-                self._loop.waiter.watch(child.fd, partial(self._reap, child))
-            # Here too, where no signal can come between: a session counts once.
-            del self.sessions[session.request]
-            self.close_request(session.request)
+            del self.sessions[request]
+            self._ends.watch(child)
+            forked.append(request)
 
-        def _live_in_child(self, request: Any, client_address: Any) -> int:
-            self._in_child, session = True, self.sessions[request]
-            session.tally.adopt()
-            self._children.clear()
-            self._loop.waiter.close()
-            # An orphan that kept them would keep the port.
-            close_listeners(self.listeners)
+        def _leave_to_child(self, request: Any) -> None:
+            try:
+                self.close_request(request)
+            except Exception:
+                _log.exception(Event("error", ": a hook of the server failed"))
+                request.close()
+
+        def _begin_in_child(self, expecting: tuple[Session, Any, Any]) -> None:
+            session, request, _ = expecting
+            # Or a collection, which by the parent's counts may be due, would look at all there is, and so copy it.
+            gc.freeze()
+            # What was the parent's is left alone, not emptied: that would touch, and so copy, all that was in it.
+            self._parents = self._children, self.sessions
+            self._in_child, self._session, self._children, self.sessions = True, session, {}, {request: session}
+
+        def _live_in_child(self, expecting: tuple[Session, Any, Any]) -> int:
+            session, request, client_address = expecting
+            if self._watched:
+                session.tally.adopt()
+            # An orphan that kept them would keep the port, and other clients would not read the end of their sessions.
+            leave_listeners((self.socket, *self._more_listeners))
+            if len(self._expecting) > 1:
+                others = [other for _, other, _ in self._expecting if other is not request]
+                leave_listeners([other for other in others if isinstance(other, socket.socket)])
             if self.options.session_timeout is not None:
                 signal.setitimer(signal.ITIMER_REAL, self.options.session_timeout)
             self.run_session(request, client_address)
@@ -269,27 +314,36 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             signal.signal(signal.SIGTERM, lambda *_: end_kept_input(session))
             await_keepers(session)
 
-        def _turn(self, timeout: float | None) -> None:
-            if self._polled:
-                timeout = POLL_SECONDS if timeout is None else min(timeout, POLL_SECONDS)
-            super()._turn(timeout)
-            for child in self._polled[:]:
-                self._reap(child)
+        def _end_own_input(self, signum: int, frame: Any) -> None:
+            self._end_input_of(self._session)
 
-        def _reap(self, child: Child) -> None:
-            if child.fd is not None:
-                self._loop.waiter.unwatch(child.fd)
-            status = child.reap()
-            if status is None:
-                return
-            if child in self._polled:
-                self._polled.remove(child)
-            _, session = self._children.pop(child.pid)
-            if self._stopping:
-                session.tally.end(EndReason.CUT.value)
-            self._leave(session)
-            if status < 0 and not self._stopping:
-                _log.error(session.event("error", f"child {child.pid} was ended by {signal.Signals(-status).name}"))
+        def _cut_own(self, signum: int, frame: Any) -> None:
+            self._session.cut(EndReason.SESSION_TIMEOUT)
+
+        def _turn(self, timeout: float | None) -> None:
+            if self._ends.polled:
+                timeout = POLL_SECONDS if timeout is None else min(timeout, POLL_SECONDS)
+            try:
+                super()._turn(timeout)
+            finally:
+                self._fork()
+            if self._ends.polled:
+                self._reap()
+
+        def _leave_listeners(self) -> None:
+            try:
+                super()._leave_listeners()
+            finally:
+                self._fork()
+
+        def _reap(self) -> None:
+            for child, status in self._ends.take():
+                _, session = self._children.pop(child.pid)
+                if self._stopping:
+                    session.tally.end(EndReason.CUT.value)
+                self._leave(session)
+                if status < 0 and not self._stopping:
+                    _log.error(session.event("error", f"child {child.pid} was ended by {signal.Signals(-status).name}"))
             if not self._stopping and (failure := self.sink.error):
                 self._fail(failure)
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 
 PREAMBLE = """
 import atexit, os, resource, select, signal, socket, sys, time
-from stdserve.children import CRASHED, Child, fork_child, ignore_signal
+from stdserve.children import CRASHED, Child, Ends, fork_child, fork_children, ignore_signal
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that started us in the background ignores it
 
@@ -267,6 +267,81 @@ def test_no_child_to_be_had_is_an_oserror() -> None:
         except OSError as error:
             print(type(error).__name__, written, signal.pthread_sigmask(signal.SIG_BLOCK, []))
         os.seteuid(os.getresuid()[2])
+    """)
+
+
+def test_children_that_are_forked_in_a_row_know_whose_they_are() -> None:
+    """Each runs with its own; all are written down when the last one is forked, before any signal is handled."""
+    assert ["[3, 4, 5]", "[('a', 0), ('b', 1), ('c', 2)]"] == run_forking("""
+        begun, forked, written = [], [], []
+        os.register_at_fork(after_in_parent=lambda: forked.append(len(written)))
+        statuses = {"a": 3, "b": 4, "c": 5}
+        def run(name):
+            return statuses[name] if begun == [name] else 1
+        fork_children(run, list(statuses), {}, lambda *child: written.append(child), begun.append)
+        print([child.wait(20) for _, child in written])
+        print([(name, at) for at, (name, _) in enumerate(written) if forked == [0, 0, 0]])
+    """)
+
+
+def test_what_a_child_begins_with_is_done_before_it_gets_a_signal() -> None:
+    """So that its handlers find it."""
+    assert ["5"] == run_forking("""
+        began = []
+        signal_at_birth(signal.SIGTERM)
+        def begin(status):
+            time.sleep(0.01)
+            began.append(status)
+        children = []
+        handlers = {signal.SIGTERM: lambda *_: os._exit(began[0])}
+        fork_children(lambda _: live_on(), [5], handlers, lambda _, child: children.append(child), begin)
+        print(children[0].wait(20))
+    """)
+
+
+def test_children_before_one_that_cannot_be_forked_are_written_down() -> None:
+    """The error tells of the one; they live."""
+    assert ["refused", "[1, 2]", "[0, 0]"] == run_forking("""
+        fork, written = os.fork, []
+        def refusing():
+            if len(asked := forks) == 2:
+                raise BlockingIOError("refused")
+            asked.append(1)
+            return fork()
+        forks = []
+        os.fork = refusing
+        try:
+            fork_children(lambda _: 0, [1, 2, 3, 4], {}, lambda *child: written.append(child))
+        except BlockingIOError as error:
+            print(error)
+        print([number for number, _ in written])
+        print([child.wait(20) for _, child in written])
+    """)
+
+
+@pytest.mark.parametrize("lacking", ["", "del os.pidfd_open"], ids=["pidfd", "no_pidfd"])
+def test_all_ends_are_told_in_one_place(lacking: str) -> None:
+    """Each once, and by a descriptor that is readable, where there is such a thing; a child that runs has none."""
+    assert ["0 3 True", "[]", "True"] == run_forking(f"""
+        {lacking}
+        before = descriptors()
+        ends = Ends()
+        children = [fork(lambda: 0), fork(lambda: 3), fork(live_on)]
+        for child in children:
+            ends.watch(child)
+        told = []
+        deadline = time.monotonic() + 20
+        while len(told) < 2 and time.monotonic() < deadline:
+            if not ends.polled:
+                select.select([ends], [], [], 20)
+            told += ends.take()
+        statuses = dict((child.pid, status) for child, status in told)
+        print(statuses[children[0].pid], statuses[children[1].pid], len(told) == 2)
+        print(ends.take())
+        children[2].kill(signal.SIGKILL)
+        children[2].wait(20)
+        ends.close()
+        print(descriptors() == before)
     """)
 
 

@@ -252,6 +252,115 @@ class TestFork:
             server.wait_for_output(b"two\n")
             server.wait_for_log("error .*Resource temporarily unavailable")
 
+    def test_clients_who_wait_together_do_not_wait_for_each_other(self) -> None:
+        """They are accepted in one turn, and their children forked in a row: none keeps a copy of another's socket."""
+        with ServerProcess("--mode", "fork") as server, contextlib.ExitStack() as stack:
+            address = server.address
+            os.kill(server.pid, signal.SIGSTOP)
+            clients = [stack.enter_context(connect(address)) for _ in range(8)]
+            os.kill(server.pid, signal.SIGCONT)
+            for client in clients:  # the others live on, those before and those after
+                client.sendall(b"one\n")
+                client.shutdown(socket.SHUT_WR)
+                assert b"" == read_all(client)
+            server.wait_for_log("^close .* reason=eof", count=8)
+            eventually(lambda: not children_of(server.pid))
+            assert b"one\n" * 8 == server.output
+
+    def test_a_fork_that_fails_among_others_costs_one_session(self) -> None:
+        """Those before it live, those after it get their children."""
+        code = (
+            "import logging, os, stdserve\n"
+            "logging.basicConfig(level='INFO', format='%(message)s')\n"
+            "fork, asked = os.fork, []\n"
+            "def failing():\n"
+            "    asked.append(1)\n"
+            "    if len(asked) == 3:\n"
+            "        raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+            "    return fork()\n"
+            "os.fork = failing\n"
+            "stdserve.serve(stdserve.EchoHandler, mode='fork', port=0)\n"
+        )
+        command = (sys.executable, "-c", code)
+        with ServerProcess(port=None, command=command) as server, contextlib.ExitStack() as stack:
+            address = server.address
+            os.kill(server.pid, signal.SIGSTOP)
+            clients = [stack.enter_context(connect(address)) for _ in range(5)]
+            os.kill(server.pid, signal.SIGCONT)
+            answers = [b""] * len(clients)
+            for at, client in enumerate(clients):
+                with contextlib.suppress(OSError):
+                    client.sendall(b"one\n")
+                    client.shutdown(socket.SHUT_WR)
+                    answers[at] = read_all(client)
+            assert [b"one\n", b"one\n", b"", b"one\n", b"one\n"] == answers
+            server.wait_for_log("error .*Resource temporarily unavailable")
+
+    def test_a_hook_that_fails_when_the_parent_lets_go_of_a_client_costs_nobody(self) -> None:
+        """The child has the client by then, and keeps him."""
+        code = (
+            "import os, sys, stdserve\n"
+            "parent = os.getpid()\n"
+            "class Mine(stdserve.ForkServer):\n"
+            "    def close_request(self, request):\n"
+            "        if os.getpid() == parent:\n"
+            "            raise LookupError('mine')\n"
+            "        super().close_request(request)\n"
+            "server = Mine(('127.0.0.1', 0), stdserve.EchoHandler)\n"
+            "print('listening on %s:%d' % server.server_address, file=sys.stderr, flush=True)\n"
+            "server.serve_forever()\n"
+        )
+        with ServerProcess(port=None, command=(sys.executable, "-c", code)) as server:
+            address = ("127.0.0.1", int(server.wait_for_log(r"^listening on 127\.0\.0\.1:(\d+)$")[1]))
+            for _ in range(2):
+                assert b"one\n" == exchange(address, b"one\n")
+            server.wait_for_log("^LookupError: mine", count=2)
+
+    def test_a_handler_that_closes_its_server_closes_nothing_of_its_parents(self, tmp_path: Path) -> None:
+        """It is the child's copy, and the next client is served."""
+        (tmp_path / "mine.py").write_text(
+            "import stdserve\n"
+            "class Closes(stdserve.LineHandler):\n"
+            "    def line_received(self, line):\n"
+            "        self.server.server_close()\n"
+            "        return 'closed'\n"
+        )
+        with ServerProcess("--mode", "fork", "--handler", "mine:Closes", cwd=tmp_path) as server:
+            for _ in range(2):
+                assert b"closed\n" == exchange(server.address, b"one\n")
+            eventually(lambda: not children_of(server.pid))
+
+    def test_a_child_never_collects_what_was_its_parents(self, tmp_path: Path) -> None:
+        """It would copy all of it (gc.freeze); the parent itself goes on collecting."""
+        (tmp_path / "mine.py").write_text(
+            "import gc, stdserve\n"
+            "class Frozen(stdserve.LineHandler):\n"
+            "    def line_received(self, line):\n"
+            "        return str(gc.get_freeze_count() > 1000 and gc.isenabled())\n"
+        )
+        with ServerProcess("--mode", "fork", "--handler", "mine:Frozen", cwd=tmp_path) as server:
+            assert b"True\n" == exchange(server.address, b"one\n")
+
+    def test_a_hook_of_the_loop_may_close_the_server(self) -> None:
+        """It is closed when it has stopped: a child that still runs is told, and reaped."""
+        code = (
+            "import sys, stdserve\n"
+            "class Mine(stdserve.ForkServer):\n"
+            "    def service_actions(self):\n"
+            "        if self.active:\n"
+            "            self.server_close()\n"
+            "server = Mine(('127.0.0.1', 0), stdserve.EchoHandler)\n"
+            "print('listening on %s:%d' % server.server_address, file=sys.stderr, flush=True)\n"
+            "server.serve_forever(0.05)\n"
+            "print('left', server.active, file=sys.stderr, flush=True)\n"
+        )
+        with ServerProcess(port=None, command=(sys.executable, "-c", code)) as server:
+            address = ("127.0.0.1", int(server.wait_for_log(r"^listening on 127\.0\.0\.1:(\d+)$")[1]))
+            with connect(address) as client:
+                assert b"" == read_all(client)
+            server.wait_for_log("^left 0$")
+            assert 0 == server.wait()
+
     def test_shutdown_from_inside_a_handler_returns(self, tmp_path: Path) -> None:
         """It is the child's copy of the server; the handler goes on."""
         (tmp_path / "mine.py").write_text(
