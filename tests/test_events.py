@@ -228,10 +228,11 @@ def test_what_was_replied_before_a_fault_still_goes_out(caplog: pytest.LogCaptur
 
 def test_replies_to_who_has_left_are_dropped() -> None:
     """Found while the hook still replies, or afterwards."""
-    left, ended = threading.Event(), list[EndReason]()
+    came, left, ended = threading.Event(), threading.Event(), list[EndReason]()
 
     class Late(LineHandler):
         def line_received(self, line: str) -> None:
+            came.set()
             left.wait(DEADLINE)
             for _ in range(int(line)):
                 self.reply("x" * 10_000)
@@ -243,10 +244,12 @@ def test_replies_to_who_has_left_are_dropped() -> None:
         for count in (b"1\n", b"1000\n"):
             client = connect(server.address)
             client.sendall(count)
+            assert came.wait(DEADLINE)
             reset(client)
             left.set()
             eventually(lambda: ended)
             assert EndReason.RESET is ended.pop()
+            came.clear()
             left.clear()
 
 
