@@ -111,7 +111,7 @@ class Driver:
     """
 
     __slots__ = (
-        *("_alarm", "_deadline", "_fd", "_inside", "_loop", "_mask"),
+        *("inside", "_alarm", "_deadline", "_fd", "_loop", "_mask"),
         *("_step", "_steps", "_stirred", "_stuck", "_timed", "_wants"),
     )
 
@@ -124,18 +124,15 @@ class Driver:
         self._timed: Step | None = None  # the step that ``_deadline`` is for
         self._deadline: float | None = None
         self._alarm: float | None = None
-        self._inside = self._stirred = False
+        #: The thread that runs the session's own code, 0 while it waits.
+        self.inside = 0
+        self._stirred = False
         self._stuck: Outbox | None = None  # what others have replied and the peer does not take
 
     @property
     def request(self) -> Any:
         """The socket of its session."""
         return self._step[0]
-
-    @property
-    def inside(self) -> bool:
-        """Whether the caller is the session itself."""
-        return self._inside and get_ident() == self._loop.thread
 
     def awaits(self, alarm: float) -> bool:
         """Tell whether this alarm is still of interest."""
@@ -146,7 +143,7 @@ class Driver:
         steps, loop = self._steps, self._loop
         if steps is None:
             return
-        self._inside, loop.current = True, self
+        self.inside, loop.current = loop.thread, self
         loop.count += 1
         if loop.unwatched:
             loop.unwatched = False
@@ -178,7 +175,7 @@ class Driver:
             self._end()
             raise
         finally:
-            self._inside, loop.current = False, None
+            self.inside, loop.current = 0, None
             loop.accepting.occupied = False
 
     def stir(self, outbox: Outbox) -> None:

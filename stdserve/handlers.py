@@ -94,10 +94,21 @@ class LineHandler(socketserver.StreamRequestHandler):
     _read_size = 0
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
-        """Run the session, as ``BaseRequestHandler`` does, or leave that to a server that takes its ``steps``."""
-        if hasattr(server, "adopt_handler"):
+        """Run the session, as ``BaseRequestHandler`` does, or leave that to a server that takes its ``steps``.
+
+        In the modes that can wait, whatever a subclass does in its own is done as ever.
+        """
+        known: dict[Any, Session] = getattr(server, "sessions", {})
+        session = known.get(request)
+        kind = type(self)
+        if (
+            session is not None
+            and session.adopts
+            and kind.handle is LineHandler.handle
+            and (server.in_steps or kind.__init__ is LineHandler.__init__)
+        ):
             self.request, self.client_address, self.server = request, client_address, server
-            server.adopt_handler(self)
+            session.adopted = self
         else:
             super().__init__(request, client_address, server)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from typing import Any
 
-    from .steps import SomeSteps
+    from .steps import Steps
 
 __all__ = ["Ledger"]
 
@@ -77,7 +77,7 @@ class Ledger:
         """Write down the sessions of ``server`` from now on, each from the call of its handler to its return."""
         taken = server.handler_steps
 
-        def handler_steps(request: Any, client_address: Any) -> SomeSteps:
+        def handler_steps(request: Any, client_address: Any) -> Steps[None]:
             with self._session(format_peer(client_address)):
                 yield from taken(request, client_address)
 

@@ -39,9 +39,11 @@ _log = logging.getLogger("stdserve")
 class LifeMixin(socketserver.BaseServer):
     """The part of ``ServerMixin`` that takes a session from accept to close.
 
-    Methods that a mode may override: ``handler_steps``. Methods that anybody may: ``finish_request``,
-    ``shutdown_request``, ``close_request``, ``handle_error``.
+    Methods that may be overridden: ``finish_request``, ``shutdown_request``, ``close_request``, ``handle_error``.
     """
+
+    #: Whether sessions can only be taken step by step.
+    in_steps = False
 
     max_conns: int
     options: Options
@@ -108,9 +110,16 @@ class LifeMixin(socketserver.BaseServer):
             _log.log(session.level, session.event("open", **{name: text for name, text in told.items() if text}))
 
     def handler_steps(self, request: socket.socket, client_address: Any) -> SomeSteps:
-        """Run the handler; in steps, where a mode has them."""
+        """Run the handler; a ``LineHandler`` in steps, unless somebody's ``finish_request`` is to run it whole."""
+        session = self.sessions.get(request)
+        if session is not None:
+            session.adopts = self.in_steps or getattr(self.finish_request, "__func__", None) is LifeMixin.finish_request
         self.finish_request(request, client_address)
-        return ()
+        if session is None or session.adopted is None:
+            return ()
+        handler, session.adopted = session.adopted, None
+        steps: SomeSteps = handler.steps()
+        return steps
 
     def _end_badly(self, request: Any, client_address: Any) -> None:
         run(self._shut_badly(request, client_address))
@@ -150,13 +159,20 @@ class LifeMixin(socketserver.BaseServer):
 
     def shutdown_request(self, request: Any) -> None:
         """Finish sending, discard what the peer still sends (bounded), close, and let go of the session."""
-        run(self._shutting(request))
+        if steps := self._shutting(request):
+            run(steps)
 
-    def _shutting(self, request: Any) -> Steps[None]:
-        session, patience = self.sessions.get(request), self.options.linger_timeout
-        # To close is enough where nothing can come any more; but TLS has a last word.
-        done = session is not None and session.at_end and not session.tls
-        if not done and (yield from end_output(request, patience)) and session is not None and session.opened:
+    def _shutting(self, request: Any) -> SomeSteps:
+        session = self.sessions.get(request)
+        if session is not None and session.at_end and not session.tls:
+            # To close is enough where nothing can come any more; but TLS has a last word.
+            self.close_request(request)
+            return ()
+        return self._parting(request, session is not None and session.opened)
+
+    def _parting(self, request: Any, lingers: bool) -> Steps[None]:
+        patience = self.options.linger_timeout
+        if (yield from end_output(request, patience)) and lingers:
             yield from linger(request, patience)
         self.close_request(request)
 

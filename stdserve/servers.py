@@ -32,7 +32,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .steps import SomeSteps
 
 __all__ = ["EventServer", "SingleServer", "ThreadServer"]
 
@@ -136,11 +135,10 @@ class EventServer(ServerMixin, socketserver.TCPServer):
     waiting. The default of 10,000 takes some 40 MB.
     """
 
+    in_steps = True
     cuts_late = True
     many = True
     default_max_conns = 10_000
-
-    _adopted: LineHandler | None = None
 
     def __init__(self, server_address: Any, RequestHandlerClass: Any, *args: Any, **kwargs: Any) -> None:
         """Take what ``ServerMixin`` takes; raise ConfigError for a handler that cannot be served so."""
@@ -171,16 +169,6 @@ class EventServer(ServerMixin, socketserver.TCPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin the session; it goes on in later turns."""
         self._events.begin(request, self._life(request, client_address))
-
-    def adopt_handler(self, handler: LineHandler) -> None:
-        """Take the steps of a handler that has just been made, in ``finish_request``."""
-        self._adopted = handler
-
-    def handler_steps(self, request: socket.socket, client_address: Any) -> SomeSteps:
-        """Make the handler, and return its steps."""
-        self.finish_request(request, client_address)
-        handler, self._adopted = self._adopted, None
-        return () if handler is None else handler.steps()
 
     def detach_request(self, request: Any) -> Any:
         """Let the handler keep ``request``, as in every mode."""

@@ -46,6 +46,7 @@ class Session:
     knows better, and what ``cut`` said once that was called. ``proxy`` is the header of the PROXY protocol that gave
     the address, ``tls`` the version of TLS that is spoken, ``subject`` whom the client's certificate is for; None
     where there is none.
+    ``adopts`` tells a handler that it may leave its steps to the server, which it does by being ``adopted``.
     ``at_end`` tells that the handler has read all that the peer ever sent.
     ``opened`` tells that nothing stood between the client and the handler any more, ``refusal`` why something did;
     ``seat`` belongs to whoever counts addresses, ``kept`` is the socket that a handler has detached.
@@ -53,6 +54,8 @@ class Session:
 
     __slots__ = (
         *(
+            "adopted",
+            "adopts",
             "at_end",
             "client_address",
             "counted",
@@ -73,7 +76,8 @@ class Session:
         self.request = request
         self.number = next(_numbers)
         self.cut_for: EndReason | None = None
-        self.at_end = self.counted = self.input_ended = self.opened = False
+        self.adopted: Any = None
+        self.adopts = self.at_end = self.counted = self.input_ended = self.opened = False
         self.proxy: ProxyHeader | None = None
         self.tls: str | None = None
         self.subject: str | None = None

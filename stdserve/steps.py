@@ -11,7 +11,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator
     from typing import Any, TypeVar
 
     Result = TypeVar("Result")
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     #: What takes its steps one after the other and returns a result.
     Steps = Generator[Step, Any, Result]
     #: The same where there may be none.
-    SomeSteps = Iterable[Step]
+    SomeSteps = Steps[None] | tuple[()]
 
 __all__ = ["READS", "WRITES", "run", "wanted"]
 

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+from threading import get_ident
 
 from .steps import WRITES, wanted
 
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
     class Driver(Protocol):
         """What takes a session's steps for it."""
 
-        @property
-        def inside(self) -> bool:
-            """Whether the caller is the session itself."""
+        #: The thread that runs the session's own code, 0 while it waits.
+        inside: int
 
         def stir(self, outbox: Outbox) -> None:
             """Have it put out what it has, in any thread."""
@@ -245,7 +245,7 @@ class Outbox(ReplyFile):
 
     def write(self, data: Any) -> int:
         """Take ``data``; send what has gathered if that is more than ``limit`` and the peer takes it."""
-        if self._driver.inside:
+        if self._driver.inside == get_ident():
             return super().write(data)
         if self._size > MOST_UNSENT:
             raise TimeoutError("the peer takes no replies")
@@ -255,7 +255,7 @@ class Outbox(ReplyFile):
 
     def flush(self) -> None:
         """Send what the peer takes now, or have it sent. Raises OSError if the connection is gone."""
-        if not self._driver.inside:
+        if self._driver.inside != get_ident():
             self._driver.stir(self)
         elif not self._full:
             try:

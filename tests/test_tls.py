@@ -691,7 +691,7 @@ def test_a_full_send_buffer_delays_close_notify_until_the_deadline(
 class Undriven:
     """Has no part in the session."""
 
-    inside = False
+    inside = 0
 
     def stir(self, outbox: object) -> None:
         """Do nothing."""
