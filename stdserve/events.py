@@ -107,7 +107,7 @@ class EventLoop:
 class Driver:
     """Takes the steps of one session, each as soon as it can be taken.
 
-    ``stir`` and ``inside`` are for any thread, all else for that of the loop.
+    ``inside``, ``stir`` and ``notice`` are for any thread, all else for that of the loop.
     """
 
     __slots__ = (
@@ -164,7 +164,7 @@ class Driver:
                     step = steps.throw(failure)
                 else:
                     step = steps.send(result)
-                if step[1] == READS == self._mask and not (step[0].holds_bytes and step[0].pending()):
+                if step[1] == READS == self._mask and self._is_told(step[0]):
                     self._wait(step, READS)
                     return
             self._step = step
@@ -177,6 +177,11 @@ class Driver:
         finally:
             self.inside, loop.current = 0, None
             loop.accepting.occupied = False
+
+    def notice(self) -> None:
+        """Have the session find out, in its step, that its socket was closed; no selector tells."""
+        if self._steps is not None and self.inside != get_ident():
+            self._loop.stir(self, None)
 
     def stir(self, outbox: Outbox) -> None:
         """Have ``outbox`` put out what others have replied."""
@@ -208,7 +213,7 @@ class Driver:
     def let_go(self) -> None:
         """Watch the socket no more."""
         if self._mask:
-            self._loop.waiter.unwatch(self._fd)
+            self._loop.waiter.forget(self._fd, self._ready)
             self._mask = 0
 
     def _ready(self) -> None:
@@ -225,6 +230,10 @@ class Driver:
                 self._stuck = outbox
             # Else the connection is gone, as the next read will find.
         self._watch()
+
+    def _is_told(self, sock: Any) -> bool:
+        """Tell whether the waiter will say when there is something to read: it does not know what OpenSSL holds."""
+        return sock.fileno() == self._fd and not (sock.holds_bytes and sock.pending())
 
     def _wait(self, step: Step, wants: int) -> None:
         self._step, self._wants = step, wants

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         #: The thread that runs the session's own code, 0 while it waits.
         inside: int
 
+        def notice(self) -> None:
+            """Be told that the socket is closed, in any thread."""
+
         def stir(self, outbox: Outbox) -> None:
             """Have it put out what it has, in any thread."""
 
@@ -85,6 +88,12 @@ class SessionSocket(socket.socket):
         self._patience = self.gettimeout()
         super().setblocking(False)
         self.driver = driver
+
+    def close(self) -> None:
+        """Close, as a socket; who waits in its place is told."""
+        super().close()
+        if self.driver is not None:
+            self.driver.notice()
 
     def be_alone(self) -> None:
         """Wait again, as ``settimeout`` says."""

@@ -34,9 +34,14 @@ class Waiter:
     def watch(self, file: Any, call: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
         """Call ``call()`` in each turn in which ``file`` (a socket or descriptor) is readable, or for other ``events``.
 
-        An error and the end of a connection are all events.
+        An error and the end of a connection are all events. Who was watched under the same number has been closed
+        without a word, and is forgotten.
         """
-        self._selector.register(file, events, call)
+        try:
+            self._selector.register(file, events, call)
+        except KeyError:
+            self._selector.unregister(file)
+            self._selector.register(file, events, call)
 
     def watch_for(self, file: Any, call: Callable[[], None], events: int) -> None:
         """Call ``call()`` for other ``events`` than before; ``file`` must be watched."""
@@ -46,6 +51,12 @@ class Waiter:
         """Forget ``file``; it must be watched. One that is closed already is to be forgotten before another is open."""
         self._forgotten = True
         self._selector.unregister(file)
+
+    def forget(self, fd: int, call: Callable[[], None]) -> None:
+        """Forget a descriptor that may be closed already, and have gone to another since, if ``call`` is its own."""
+        key = self._selector.get_map().get(fd)
+        if key is not None and key.data == call:
+            self.unwatch(fd)
 
     @property
     def wakeup_fd(self) -> int:

@@ -281,6 +281,43 @@ def test_a_handler_may_keep_its_connection() -> None:
             assert b"bye" == read_all(client)
 
 
+class Closes(Room):
+    """Closes sockets, which it should not."""
+
+    def line_received(self, line: str) -> None:
+        if line == "mine":
+            self.request.close()
+        else:
+            for one in self.all - {self}:
+                one.request.close()
+            if line == "others, and wait":
+                # Whoever comes now gets the number of one that was closed.
+                threading.Event().wait(0.05)
+
+
+def test_a_socket_that_a_hook_closes_ends_its_session_and_no_other() -> None:
+    """Its own, and those of others; in the same turn others come with their numbers."""
+    Room.all.clear()
+    with serving(Closes, "event") as server:
+        client = server.client()
+        client.send("mine")
+        assert b"" == client.finish()
+        eventually(lambda: not Room.all)
+        for word in ("others", "others, and wait"):
+            clients = [server.client() for _ in range(5)]
+            eventually(lambda: len(Room.all) == 5)
+            with socket.socket() as late:
+                clients[0].send(word)
+                late.connect(server.address)
+                eventually(lambda: len(Room.all) == 2)
+                assert [b""] * 4 == [one.finish() for one in clients[1:]]
+                late.sendall(b"mine\n")
+                late.settimeout(DEADLINE)
+                assert b"" == late.recv(100)
+            assert b"" == clients[0].finish()
+            eventually(lambda: not Room.all)
+
+
 def test_handle_request_serves_one_client_to_its_end() -> None:
     """And takes no other one meanwhile."""
     with EventServer(LOCAL, EchoHandler) as server, connect(server.server_address) as first:

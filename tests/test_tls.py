@@ -693,6 +693,9 @@ class Undriven:
 
     inside = 0
 
+    def notice(self) -> None:
+        """Do nothing."""
+
     def stir(self, outbox: object) -> None:
         """Do nothing."""
 
