@@ -49,7 +49,8 @@ _PUT_OUT = methodcaller("put_out")
 class LineHandler(socketserver.StreamRequestHandler):
     """One session of the print/exit protocol: lines in, optional replies out.
 
-    Methods to override, for each session one after the other and in its own thread or process:
+    Methods to override, for each session one after the other: in its own thread or process, or, in mode event, all in
+    one thread, where none of them may wait for anything:
 
     - ``connection_made()``: the session begins. State of your own is attributes, set here.
     - ``line_received(line) -> reply or None``: a line came, without its LF, as text. What is returned, text or bytes,
@@ -140,8 +141,9 @@ class LineHandler(socketserver.StreamRequestHandler):
 
         Replies go out together when the lines that came together are done, or on ``wfile.flush()``. From any other
         thread than the session's own, where the lines of one session are told to others, it goes out at once, and may
-        block for as long as the peer takes nothing, ``timeout`` at most. One that cannot be sent is dropped: its
-        session's end is on its way.
+        block for as long as the peer takes nothing, ``timeout`` at most; in mode event it never blocks, but is dropped
+        while the peer has MOST_UNSENT bytes of ``streams`` to take. One that cannot be sent is dropped: its session's
+        end is on its way.
         """
         data = line.encode(self.encoding, self.errors) if isinstance(line, str) else line
         self._send(data + b"\n", 1, now=self._thread != get_ident())

@@ -29,8 +29,9 @@ __all__ = ["check", "serve", "umask_of"]
 
 #: What the rest of a start and sessions import only if they need it.
 _LATER = (
-    *("datetime", "faulthandler", "hashlib", "json", "pkgutil", "random", "shlex", "struct"),
-    *(".composing", ".heartbeat", ".hints", ".loading", ".observing", ".proxy", ".running", ".supervisor"),
+    *("datetime", "faulthandler", "hashlib", "json", "pkgutil", "random", "resource", "shlex", "struct"),
+    *(".composing", ".descriptors", ".heartbeat", ".hints", ".loading", ".observing", ".proxy", ".running"),
+    *(".supervisor", ".threads"),
 )
 
 _log = logging.getLogger("stdserve")

@@ -201,6 +201,7 @@ LATE = (
         *([], ["--mode", "fork"], ["--mode", "single"], ["--workers", "2"], ["--format", "json"]),
         *(["--max-conns-per-ip", "5"], ["--proxy-protocol"], ["--deny", "192.0.2.0/24"], ["--idle-timeout", "9"]),
         ["-b", "unix:socket"],
+        *(["--mode", "event"], ["--mode", "event", "--session-timeout", "9"]),
     ],
     ids=" ".join,
 )
