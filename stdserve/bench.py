@@ -184,6 +184,8 @@ _ONE_BY_ONE = ("bulk", "sessions")
 def _measure_all(given: _Given, traits: Traits | None) -> dict[str, dict[str, list[Measured]]]:
     results: dict[str, dict[str, list[Measured]]] = {}
     runs = list(_runs(given, traits))
+    if not given.choices:
+        raise ConfigError("there is nothing to measure: mode event serves handlers that derive from LineHandler")
     if not runs:
         raise ConfigError("there is nothing to measure: single does bulk and sessions only, echo needs replies")
     terminal = sys.stderr is not None and sys.stderr.isatty()

@@ -104,11 +104,13 @@ class Ends:
 
     def watch(self, child: Child) -> None:
         """Have the end of ``child`` told by ``take``."""
-        if child.fd is None or self._epoll is None:
-            self.polled.append(child)
-        else:
+        try:
+            if child.fd is None or self._epoll is None:
+                raise OSError
             self._epoll.register(child.fd, select.EPOLLIN)
             self._watched[child.fd] = child
+        except OSError:  # the latter also where the system watches no more for one user (epoll_ctl(2), ENOSPC)
+            self.polled.append(child)
 
     def take(self) -> list[tuple[Child, int]]:
         """Return those that have ended since the last time, each with what its ``reap`` returned."""

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable
+from errno import EBADF
 from threading import get_ident
 
 from .steps import READS, WRITES, wanted
@@ -79,6 +80,7 @@ class EventLoop:
 
     def settle(self) -> None:
         """Do what is due: alarms that ring, sessions that were stirred."""
+        self.thread = get_ident()
         if self._alarms:
             now = time.monotonic()
             while self._alarms and self._alarms[0][0] <= now:
@@ -111,8 +113,8 @@ class Driver:
     """
 
     __slots__ = (
-        *("inside", "_alarm", "_deadline", "_fd", "_loop", "_mask"),
-        *("_step", "_steps", "_stirred", "_stuck", "_timed", "_wants"),
+        *("inside", "outbox", "_alarm", "_deadline", "_fd", "_loop", "_mask"),
+        *("_queued", "_step", "_steps", "_stirred", "_stuck", "_timed", "_wants"),
     )
 
     def __init__(self, loop: EventLoop, steps: Steps[None], first: Step) -> None:
@@ -126,7 +128,9 @@ class Driver:
         self._alarm: float | None = None
         #: The thread that runs the session's own code, 0 while it waits.
         self.inside = 0
-        self._stirred = False
+        #: The session's replies, if it has any.
+        self.outbox: Outbox | None = None
+        self._stirred = self._queued = False
         self._stuck: Outbox | None = None  # what others have replied and the peer does not take
 
     @property
@@ -158,17 +162,19 @@ class Driver:
                         raise ConnectionAbortedError("the handler keeps the connection")
                     result = call(argument)
                 except BaseException as failure:
-                    if wants := wanted(failure, waits):
-                        self._wait(step, wants)
+                    wants = wanted(failure, waits)
+                    fault = self._wait(step, wants) if wants else failure
+                    if fault is None:
                         return
-                    step = steps.throw(failure)
+                    step = steps.throw(fault)
                 else:
                     step = steps.send(result)
                 if step[1] == READS == self._mask and self._is_told(step[0]):
                     self._wait(step, READS)
                     return
-            self._step = step
-            loop.stir(self, None)
+            # The step has not begun to wait; what the last one had to do by when is over.
+            self._step, self._timed, self._deadline = step, None, None
+            self._queue()
         except StopIteration:
             self._end()
         except BaseException:  # a second signal, a Ctrl-C: all else is the session's own affair
@@ -179,8 +185,18 @@ class Driver:
             loop.accepting.occupied = False
 
     def notice(self) -> None:
-        """Have the session find out, in its step, that its socket was closed; no selector tells."""
-        if self._steps is not None and self.inside != get_ident():
+        """Have the session find out, in its step, that its socket is closed; no selector tells.
+
+        The selector may know it beyond that, by a copy that somebody has made, so it is let go of before.
+        """
+        if self.inside == get_ident():
+            self.let_go()
+        elif self._steps is not None:
+            self._queue()
+
+    def _queue(self) -> None:
+        if not self._queued:
+            self._queued = True
             self._loop.stir(self, None)
 
     def stir(self, outbox: Outbox) -> None:
@@ -192,10 +208,12 @@ class Driver:
     def wake(self, outbox: Outbox | None) -> None:
         """Go on after others had their turn, or put out what they have replied."""
         if outbox is None:
+            self._queued = False
             self.go()
             return
         self._stirred = False  # first: what comes from now on is another matter
-        if self._steps is not None and self._step[1] == READS:  # else the session is about to put out all there is
+        # A session that is about to write puts out all there is, and who is stuck waits for the peer.
+        if self._steps is not None and self._step[1] == READS and self._stuck is None:
             self._put_out(outbox)
 
     def ring(self, alarm: float, now: float) -> None:
@@ -210,6 +228,11 @@ class Driver:
         else:
             self.go(TimeoutError("timed out"))
 
+    def put_out(self) -> None:
+        """Put out what the session has replied so far; raise BlockingIOError if the peer does not take all of it."""
+        if self.outbox is not None:
+            self.outbox.put_out()
+
     def let_go(self) -> None:
         """Watch the socket no more."""
         if self._mask:
@@ -219,42 +242,54 @@ class Driver:
     def _ready(self) -> None:
         if self._stuck is not None:
             self._put_out(self._stuck)
-        self.go()
+        if not self._queued:  # else it has its turn when all others had theirs
+            self.go()
 
     def _put_out(self, outbox: Outbox) -> None:
         self._stuck = None
         try:
             outbox.put_out()
         except OSError as error:
-            if wanted(error, WRITES):
-                self._stuck = outbox
-            # Else the connection is gone, as the next read will find.
-        self._watch()
+            if wanted(error, WRITES) != WRITES:
+                self._queue()  # the connection is gone, as the step that waits will find
+                return
+            self._stuck = outbox
+        if self._watch() is not None:
+            self._queue()
 
     def _is_told(self, sock: Any) -> bool:
         """Tell whether the waiter will say when there is something to read: it does not know what OpenSSL holds."""
         return sock.fileno() == self._fd and not (sock.holds_bytes and sock.pending())
 
-    def _wait(self, step: Step, wants: int) -> None:
+    def _wait(self, step: Step, wants: int) -> OSError | None:
+        """Begin to wait, or go on to; return why that cannot be done, None if it can."""
         self._step, self._wants = step, wants
-        self._watch()
+        if fault := self._watch():
+            return fault
         if step is not self._timed:
             self._timed = step
             patience = step[0].gettimeout()
             self._deadline = None if patience is None else time.monotonic() + patience
             if self._deadline is not None:
                 self._set_alarm(self._deadline)
+        return None
 
-    def _watch(self) -> None:
+    def _watch(self) -> OSError | None:
         mask = self._wants if self._stuck is None else self._wants | WRITES
-        if mask == self._mask:
-            return
-        if self._mask:
-            self._loop.waiter.watch_for(self._fd, self._ready, mask)
-        else:
-            self._fd = self._step[0].fileno()
-            self._loop.waiter.watch(self._fd, self._ready, mask)
-        self._mask = mask
+        fd = self._step[0].fileno()
+        if mask == self._mask and fd == self._fd:
+            return None
+        if fd != self._fd or not mask:
+            self.let_go()
+        try:
+            if self._mask:
+                self._loop.waiter.watch_for(fd, self._ready, mask)
+            elif mask:
+                self._loop.waiter.watch(fd, self._ready, mask)
+        except (OSError, ValueError) as error:  # closed, or more than the system watches for one user
+            return OSError(EBADF, str(error))
+        self._fd, self._mask = fd, mask
+        return None
 
     def _set_alarm(self, deadline: float) -> None:
         if self._alarm is None or deadline < self._alarm:
@@ -264,7 +299,7 @@ class Driver:
     def _end(self) -> None:
         self.let_go()
         # Of the socket, the driver and the outbox each knows another one.
-        self._steps = self._timed = self._stuck = None
+        self._steps = self._timed = self._stuck = self.outbox = None
         self._step = _OVER
 
 

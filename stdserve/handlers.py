@@ -10,7 +10,6 @@ import io
 import socket
 import socketserver
 from functools import cache
-from operator import methodcaller
 from threading import get_ident
 
 from .browser import is_request, page_for
@@ -42,8 +41,6 @@ __all__ = ["ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"]
 
 #: Bytes asked for in one read while all that was asked for comes.
 MOST_READ = 256 * 1024
-
-_PUT_OUT = methodcaller("put_out")
 
 
 class LineHandler(socketserver.StreamRequestHandler):
@@ -95,21 +92,22 @@ class LineHandler(socketserver.StreamRequestHandler):
     _read_size = 0
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
-        """Run the session, as ``BaseRequestHandler`` does, or leave that to a server that takes its ``steps``.
+        """Run the session, as ``BaseRequestHandler`` does, or leave that to a server that takes its steps.
 
         In the modes that can wait, whatever a subclass does in its own is done as ever.
         """
         known: dict[Any, Session] = getattr(server, "sessions", {})
         session = known.get(request)
         kind = type(self)
+        # Where it could wait, one that was made in the usual way alone: others may have something to do after this.
         if (
             session is not None
             and session.adopts
             and kind.handle is LineHandler.handle
-            and (server.in_steps or kind.__init__ is LineHandler.__init__)
+            and (server.in_steps or (kind is server.RequestHandlerClass and kind.__init__ is LineHandler.__init__))
         ):
             self.request, self.client_address, self.server = request, client_address, server
-            session.adopted = self
+            session.adopts, session.adopted = False, self._steps
         else:
             super().__init__(request, client_address, server)
 
@@ -154,8 +152,13 @@ class LineHandler(socketserver.StreamRequestHandler):
         Safe in any thread. ``connection_lost`` is told CLOSED.
         """
         self._closing = True
-        if self._thread != get_ident():
+        if not self._is_inside():
             self.session.end_input()
+
+    def _is_inside(self) -> bool:
+        """Tell whether it is the session itself that calls."""
+        driver = getattr(self.connection, "driver", None)
+        return get_ident() == (self._thread if driver is None else driver.inside)
 
     @property
     def peer(self) -> Peer:
@@ -185,7 +188,7 @@ class LineHandler(socketserver.StreamRequestHandler):
         """Run the session from ``connection_made`` to ``connection_lost``; not to be overridden."""
         run(self._conversation())
 
-    def steps(self) -> Steps[None]:
+    def _steps(self) -> Steps[None]:
         """Tell the session from ``setup`` to ``finish`` in steps, for a server that has adopted this handler."""
         self.setup()
         return self._conversation(self.finish)
@@ -219,33 +222,36 @@ class LineHandler(socketserver.StreamRequestHandler):
         protocol = FRAMINGS[self.framing or options.framing](self.max_line or options.max_line, self.obey_exit)
         connection, reason = self.connection, EndReason.ERROR
         try:
-            self.connection_made()
             try:
-                idle, ended = connection.gettimeout(), None
-                while ended is None and not self._closing:
-                    if "wfile" in self.__dict__:
-                        yield from self._put_out()
-                    hasty, size = protocol.awaiting_exit, self._read_size or protocol.least_read
-                    try:
-                        if self._gone is EndReason.IDLE_TIMEOUT:
-                            raise TimeoutError
-                        if hasty:
-                            connection.settimeout(EXIT_PAUSE if idle is None else min(EXIT_PAUSE, idle))
-                        # Nothing of what was read is kept here: the session may be silent for hours.
-                        events = self._received(protocol, (yield connection, READS, connection.recv, size), size)
-                        if hasty:
-                            connection.settimeout(idle)
-                    except TimeoutError:
-                        events = protocol.pause() or protocol.end(EndReason.IDLE_TIMEOUT)
-                    except OSError:
-                        events = protocol.end(EndReason.RESET)
-                    ended, events = self._act(events), []
-                reason = self._gone or ended or EndReason.CLOSED
-            finally:
-                self.session.reason = reason
-                self.connection_lost(reason)
-            if "wfile" in self.__dict__:
+                self.connection_made()
+                try:
+                    idle, ended = connection.gettimeout(), None
+                    while ended is None and not self._closing:
+                        if "wfile" in self.__dict__:
+                            yield from self._put_out()
+                        hasty, size = protocol.awaiting_exit, self._read_size or protocol.least_read
+                        try:
+                            if self._gone is EndReason.IDLE_TIMEOUT:
+                                raise TimeoutError
+                            if hasty:
+                                connection.settimeout(EXIT_PAUSE if idle is None else min(EXIT_PAUSE, idle))
+                            # Nothing of what was read is kept here: the session may be silent for hours.
+                            events = self._received(protocol, (yield connection, READS, connection.recv, size), size)
+                            if hasty:
+                                connection.settimeout(idle)
+                        except TimeoutError:
+                            events = protocol.pause() or protocol.end(EndReason.IDLE_TIMEOUT)
+                        except OSError:
+                            events = protocol.end(EndReason.RESET)
+                        ended, events = self._act(events), []
+                    reason = self._gone or ended or EndReason.CLOSED
+                finally:
+                    self.session.reason = reason
+                    self.connection_lost(reason)
+            except Exception:
                 yield from self._put_out()
+                raise
+            yield from self._put_out()
         finally:
             if finish is not None:
                 finish()
@@ -289,14 +295,16 @@ class LineHandler(socketserver.StreamRequestHandler):
     def _put_out(self) -> Steps[None]:
         """Send what has gathered."""
         try:
-            if self._gone is None:
-                yield self.connection, WRITES, _PUT_OUT, self.wfile
+            if self._gone is None and "wfile" in self.__dict__:
+                yield self.connection, WRITES, _put_out, self.wfile
         except (OSError, ValueError) as error:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         # A ValueError comes from a closed file: the session is over, and others do not know yet.
         self._gone = EndReason.IDLE_TIMEOUT if isinstance(error, TimeoutError) else EndReason.RESET
+        if getattr(self.connection, "driver", None) is not None and not self._is_inside():
+            self.session.end_input()  # or its memory would be held for as long as the peer says nothing
 
 
 class PrintHandler(LineHandler):
@@ -342,6 +350,11 @@ class ChunkHandler(PrintHandler):
 
     prompt = True
     framing = "chunk"
+
+
+def _put_out(file: Any) -> None:
+    # A handler may have put another file in the place of ours.
+    (file.put_out if isinstance(file, ReplyFile) else file.flush)()
 
 
 @cache

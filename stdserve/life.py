@@ -112,14 +112,12 @@ class LifeMixin(socketserver.BaseServer):
     def handler_steps(self, request: socket.socket, client_address: Any) -> SomeSteps:
         """Run the handler; a ``LineHandler`` in steps, unless somebody's ``finish_request`` is to run it whole."""
         session = self.sessions.get(request)
-        if session is not None:
-            session.adopts = self.in_steps or getattr(self.finish_request, "__func__", None) is LifeMixin.finish_request
-        self.finish_request(request, client_address)
-        if session is None or session.adopted is None:
+        if session is None:
+            self.finish_request(request, client_address)
             return ()
-        handler, session.adopted = session.adopted, None
-        steps: SomeSteps = handler.steps()
-        return steps
+        session.adopts = self.in_steps or getattr(self.finish_request, "__func__", None) is LifeMixin.finish_request
+        self.finish_request(request, client_address)
+        return session.adopted_steps()
 
     def _end_badly(self, request: Any, client_address: Any) -> None:
         run(self._shut_badly(request, client_address))
@@ -148,18 +146,33 @@ class LifeMixin(socketserver.BaseServer):
         """Call the hook ``shutdown_request``; in steps, where it is our own."""
         if getattr(self.shutdown_request, "__func__", None) is LifeMixin.shutdown_request:
             return self._shutting(request)
+        session = self.sessions.get(request)
+        if session is None or not self.in_steps:
+            self.shutdown_request(request)
+            return ()
+        session.adopts = True
         self.shutdown_request(request)
-        return ()
+        return session.adopted_steps()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Run the handler, with the idle timeout on its socket (the handler's own ``timeout`` takes its place)."""
+        """Run the handler, with the idle timeout on its socket (the handler's own ``timeout`` takes its place).
+
+        In mode event it is made here, and runs later.
+        """
         if self.options.idle_timeout is not None:
             request.settimeout(self.options.idle_timeout)
         super().finish_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Finish sending, discard what the peer still sends (bounded), close, and let go of the session."""
-        if steps := self._shutting(request):
+        """Finish sending, discard what the peer still sends (bounded), close, and let go of the session.
+
+        In mode event all that may have to wait is done later.
+        """
+        session = self.sessions.get(request)
+        steps = self._shutting(request)
+        if steps and session is not None and session.adopts:
+            session.adopts, session.adopted = False, lambda: steps
+        elif steps:
             run(steps)
 
     def _shutting(self, request: Any) -> SomeSteps:

@@ -113,6 +113,7 @@ class ServerMixin(LifeMixin, StopMixin, DetachMixin, socketserver.TCPServer):
         )
         self._preamble = Preamble(self.options, self._admission)
         self._accepting: socket.socket | None = None
+        self._next_look = 0.0
         self._taken = 0
         self._take_until: int | None = None
         self._accepts_left = 1 if self.options.once else None
@@ -233,18 +234,23 @@ class ServerMixin(LifeMixin, StopMixin, DetachMixin, socketserver.TCPServer):
                         self.handle_timeout()
                         return
                     self._turn(left)
+                self._serve_taken()
             finally:
                 self._take_until, self._left_behind = None, True
+
+    def _serve_taken(self) -> None:
+        """Serve to its end what ``handle_request`` has taken, where nobody else does."""
 
     def _turn(self, timeout: float | None) -> None:
         limit = self.options.session_timeout if self.cuts_late and self.sessions else None
         if limit is not None:
-            # Looking at all of them now and then is cheaper than a timer for each, of which few would ever ring.
-            every = min(1.0, limit / 10)
-            timeout = every if timeout is None else min(timeout, every)
+            left = max(0.0, self._next_look - time.monotonic())
+            timeout = left if timeout is None else min(timeout, left)
         self._loop.turn(self._admission.next_check(timeout))
         self._admission.check(self.active)
-        if limit is not None:
+        if limit is not None and time.monotonic() >= self._next_look:
+            # Looking at all of them now and then is cheaper than a timer for each, of which few would ever ring.
+            self._next_look = time.monotonic() + min(1.0, limit / 10)
             for session in list(self.sessions.values()):
                 if session.seconds >= limit:
                     session.cut(EndReason.SESSION_TIMEOUT)

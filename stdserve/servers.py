@@ -171,22 +171,18 @@ class EventServer(ServerMixin, socketserver.TCPServer):
         self._events.begin(request, self._life(request, client_address))
 
     def detach_request(self, request: Any) -> Any:
-        """Let the handler keep ``request``, as in every mode."""
+        """Let the handler keep ``request``, as in every mode; BlockingIOError if its peer has not taken all replies."""
+        driver = getattr(request, "driver", None)
+        if driver is not None and request in self.sessions:
+            driver.put_out()
         kept: Any = super().detach_request(request)
         kept.driver.let_go()
         kept.be_alone()
         return kept
 
-    def handle_request(self) -> None:
-        """Wait for one client, as in every mode, and serve it to its end: nobody else would."""
-        super().handle_request()
-        self._take_until = self._taken
-        try:
-            with self._serving():
-                while self.sessions and not self._stopping:
-                    self._turn(None)
-        finally:
-            self._take_until = None
+    def _serve_taken(self) -> None:
+        while self.sessions and not self._stopping:
+            self._turn(None)
 
     def _turn(self, timeout: float | None) -> None:
         super()._turn(self._events.until_due(timeout))
@@ -250,6 +246,8 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
                     expecting = self._expecting[:]
                     fork_children(self._live_in_child, expecting, self._child_handlers, born, self._begin_in_child)
                 except Exception:
+                    if not self._expecting:
+                        raise  # of a signal handler's, when all was done
                     _, request, client_address = self._expecting.pop(0)
                     self._end_badly(request, client_address)
                 finally:
@@ -261,7 +259,7 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
             session, request, _ = expecting
             self._expecting.remove(expecting)
             self._children[child.pid] = child, session
-            del self.sessions[request]
+            self.sessions.pop(request, None)  # a hook may have closed it
             self._ends.watch(child)
             forked.append(request)
 

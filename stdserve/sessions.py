@@ -18,11 +18,12 @@ from .tally import Tally
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .proxyheader import ProxyHeader
     from .rows import SessionRow
-    from .steps import Steps
+    from .steps import SomeSteps, Steps
 
 __all__ = ["LINGER_BYTES", "Peer", "Session", "end_output", "half_close", "has_said_all", "linger"]
 
@@ -46,7 +47,8 @@ class Session:
     knows better, and what ``cut`` said once that was called. ``proxy`` is the header of the PROXY protocol that gave
     the address, ``tls`` the version of TLS that is spoken, ``subject`` whom the client's certificate is for; None
     where there is none.
-    ``adopts`` tells a handler that it may leave its steps to the server, which it does by being ``adopted``.
+    ``adopts`` tells a handler, or a hook, that it may leave its steps to the server: by a function, ``adopted``, that
+    returns them.
     ``at_end`` tells that the handler has read all that the peer ever sent.
     ``opened`` tells that nothing stood between the client and the handler any more, ``refusal`` why something did;
     ``seat`` belongs to whoever counts addresses, ``kept`` is the socket that a handler has detached.
@@ -76,7 +78,7 @@ class Session:
         self.request = request
         self.number = next(_numbers)
         self.cut_for: EndReason | None = None
-        self.adopted: Any = None
+        self.adopted: Callable[[], SomeSteps] | None = None
         self.adopts = self.at_end = self.counted = self.input_ended = self.opened = False
         self.proxy: ProxyHeader | None = None
         self.tls: str | None = None
@@ -145,6 +147,11 @@ class Session:
         else:
             self.tally.reject(self.cut_for.value if self.cut_for else self.refusal)
         return reason
+
+    def adopted_steps(self) -> SomeSteps:
+        """Return the steps that were left to the server, once."""
+        adopted, self.adopted, self.adopts = self.adopted, None, False
+        return () if adopted is None else adopted()
 
     def move_to(self, request: socket.socket) -> None:
         """Go on with another socket for the same connection; what was asked of the old one holds for it too."""

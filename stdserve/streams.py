@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
         #: The thread that runs the session's own code, 0 while it waits.
         inside: int
+        outbox: Outbox | None
 
         def notice(self) -> None:
-            """Be told that the socket is closed, in any thread."""
+            """Be told that the socket is about to be closed, in any thread."""
 
         def stir(self, outbox: Outbox) -> None:
             """Have it put out what it has, in any thread."""
@@ -91,9 +92,17 @@ class SessionSocket(socket.socket):
 
     def close(self) -> None:
         """Close, as a socket; who waits in its place is told."""
-        super().close()
         if self.driver is not None:
             self.driver.notice()
+        super().close()
+
+    def dup(self) -> SessionSocket:
+        """Return a copy, as a socket; of one that never waits, one that never does: they share that state."""
+        if self.driver is None:
+            return super().dup()
+        copy = SessionSocket(self.family, self.type, self.proto, os.dup(self.fileno()))
+        copy.settimeout(0)
+        return copy
 
     def be_alone(self) -> None:
         """Wait again, as ``settimeout`` says."""
@@ -244,6 +253,7 @@ class Outbox(ReplyFile):
     def __init__(self, sock: SessionSocket, limit: int, driver: Driver) -> None:
         super().__init__(sock, limit)
         self._driver = driver
+        driver.outbox = self
         # The peer has not taken all: before it can be expected to, what comes is only kept.
         self._full = False
 

@@ -17,7 +17,15 @@ from typing import Any
 
 import pytest
 from authority import Authority
-from processes import DEADLINE, ServerProcess, connect, eventually, exchange, read_all, reset
+from processes import (
+    DEADLINE,
+    ServerProcess,
+    connect,
+    eventually,
+    exchange,
+    read_all,
+    reset,
+)
 from transports import offered
 
 from stdserve import (
@@ -26,12 +34,13 @@ from stdserve import (
     EventServer,
     LineHandler,
     PrintHandler,
+    ThreadServer,
     create_server,
     serving,
 )
 from stdserve.accepting import AcceptLoop
 from stdserve.errors import ConfigError
-from stdserve.events import FEW_ALARMS, EventLoop
+from stdserve.events import FEW_ALARMS, STEPS_PER_TURN, EventLoop
 from stdserve.steps import READS, WRITES
 from stdserve.streams import MOST_UNSENT, SessionSocket
 from stdserve.tally import Counters
@@ -124,15 +133,15 @@ def test_whoever_does_not_read_keeps_no_more_than_a_bound() -> None:
     with serving(Room, "event") as server:
         deaf, other = server.client(), server.client()
         eventually(lambda: len(Room.all) == 2)
+        rooms = list(Room.all)
         for _ in range(200):
             other.send(line)
             assert line == other.receive_line()
-        room = max(Room.all, key=lambda one: one.wfile.unsent)
+        room = max(rooms, key=lambda one: one.wfile.unsent)
         assert MOST_UNSENT < room.wfile.unsent <= MOST_UNSENT + len(line) + 1
-        deaf.send("I have said something")
-        assert "I have said something" == other.receive_line()
         eventually(lambda: len(Room.all) == 1)
         assert EndReason.IDLE_TIMEOUT is room.session.reason
+        assert line == deaf.receive_line()
 
 
 def test_what_others_have_told_a_slow_reader_comes_when_it_reads() -> None:
@@ -226,6 +235,62 @@ def test_what_was_replied_before_a_fault_still_goes_out(caplog: pytest.LogCaptur
     assert 2 == caplog.text.count("LookupError: ")
 
 
+class Kicks(Room):
+    """Ends other sessions: in order, or with a last word and a closed socket."""
+
+    def line_received(self, line: str) -> None:
+        for one in self.all - {self}:
+            if line == "close":
+                one.close()
+            else:
+                one.reply("x" * 60_000)
+                one.request.close()
+
+
+def test_one_session_may_close_another() -> None:
+    """At once, though that one's client says nothing; its reason is CLOSED, as in every mode."""
+    for mode in ("thread", "event"):
+        with serving(Kicks, mode) as server:
+            victim, other = server.client(), server.client()
+            eventually(lambda: len(Room.all) == 2)
+            rooms = set(Room.all)
+            other.send("close")
+            assert b"" == victim.finish()
+            eventually(lambda: len(Room.all) == 1)
+            (room,) = rooms - Room.all
+            assert EndReason.CLOSED is room.session.reason
+            room.request.close()  # once more is harmless
+
+
+def test_a_client_that_does_not_read_may_be_told_and_kicked() -> None:
+    """The socket is closed when its last word is still to be sent; everybody else goes on."""
+    with serving(Kicks, "event") as server:
+        for _ in range(3):
+            _, other = server.client(), server.client()
+            eventually(lambda: len(Room.all) == 2)
+            (deaf,) = (one for one in Room.all if one.session.number == min(one.session.number for one in Room.all))
+            while not getattr(deaf.__dict__.get("wfile"), "unsent", 0):
+                deaf.reply("x" * 60_000)
+            other.send("kick")
+            eventually(lambda: len(Room.all) == 1)
+            other.send("kick")
+            other.finish()
+            eventually(lambda: not Room.all)
+
+
+def test_what_is_replied_before_a_fault_goes_out_whole() -> None:
+    """However slowly it is read."""
+
+    class Much(LineHandler):
+        def line_received(self, line: str) -> None:
+            self.wfile.write(b"x" * 20_000_000)
+            raise LookupError(line)
+
+    for mode in ("thread", "event"):
+        with serving(Much, mode, failures="ignore") as server:
+            assert 20_000_000 == len(exchange(server.address, b"one\n", half_close=False))
+
+
 def test_replies_to_who_has_left_are_dropped() -> None:
     """Found while the hook still replies, or afterwards."""
     came, left, ended = threading.Event(), threading.Event(), list[EndReason]()
@@ -316,6 +381,101 @@ def test_a_socket_that_a_hook_closes_ends_its_session_and_no_other() -> None:
                 assert b"" == late.recv(100)
             assert b"" == clients[0].finish()
             eventually(lambda: not Room.all)
+
+
+def test_a_connection_with_unsent_replies_is_not_given_away() -> None:
+    """Whoever keeps it would have to wait for its peer, and the loop with it."""
+    refused: list[type[BaseException]] = []
+
+    class Hasty(LineHandler):
+        def line_received(self, line: str) -> None:
+            self.wfile.write(b"x" * 20_000_000)
+            server: Any = self.server
+            try:
+                server.detach_request(self.request)
+            except OSError as error:
+                refused.append(type(error))
+            self.close()
+
+    with serving(Hasty, "event") as server, connect(server.address) as client:
+        client.sendall(b"one\n")
+        eventually(lambda: refused)
+        assert 20_000_000 == len(read_all(client))
+    assert [BlockingIOError] == refused
+
+
+def test_a_hook_that_closes_connections_may_be_overridden() -> None:
+    """The peer reads the last words, though it has sent more than was read."""
+    seen: list[Any] = []
+
+    class Watched(EventServer):
+        def shutdown_request(self, request: Any) -> None:
+            seen.append(request)
+            super().shutdown_request(request)
+
+    class LastWords(LineHandler):
+        def line_received(self, line: str) -> None:
+            self.reply("last words")
+            self.close()
+
+    class Served(Watched):
+        RequestHandlerClass = LastWords
+
+    class Waits(ThreadServer):
+        RequestHandlerClass = LastWords
+
+        def shutdown_request(self, request: Any) -> None:
+            super().shutdown_request(request)
+
+    with serving(Waits) as server:
+        assert b"" == exchange(server.address, b"")
+        assert b"last words\n" == exchange(server.address, b"one\n" + b"x" * 5_000_000, half_close=False)
+    with serving(Served) as server:
+        for _ in range(5):
+            assert b"last words\n" == exchange(server.address, b"one\n" + b"x" * 5_000_000, half_close=False)
+        assert b"" == exchange(server.address, b"")
+    assert 6 == len(seen)
+
+
+def test_a_copy_of_a_socket_that_a_hook_has_made_keeps_nobody_awake() -> None:
+    """The selector lets go of a connection before it is closed."""
+    copies: list[socket.socket] = []
+
+    class Copies(LineHandler):
+        def line_received(self, line: str) -> None:
+            copies.append(self.request.dup())
+
+    with serving(Copies, "event") as server:
+        client = server.client()
+        client.send("one")
+        eventually(lambda: copies)
+        client.send("exit")
+        ours: Any = server.server
+        eventually(lambda: not ours.active)
+        turns: list[float] = []
+        ours.service_actions = lambda: turns.append(1)
+        client = server.client()
+        client.send("exit")
+        client.finish()
+        threading.Event().wait(0.2)
+        assert len(turns) < 10
+        (copy,) = copies
+        assert 0 == copy.gettimeout()
+        copy.close()
+
+
+def test_a_stop_ends_handle_request_in_the_middle_of_a_session() -> None:
+    """As soon as its hook returns; the session goes with the server."""
+
+    class Stops(LineHandler):
+        def connection_made(self) -> None:
+            server: Any = self.server
+            server.request_stop()
+
+    with EventServer(LOCAL, Stops) as server, connect(server.server_address) as client:
+        server.handle_request()
+        server.server_close()
+        assert b"" == read_all(client)
 
 
 def test_handle_request_serves_one_client_to_its_end() -> None:
@@ -507,6 +667,31 @@ def test_alarms_of_sessions_that_have_ended_are_let_go() -> None:
             pairs.open.pop().close()
             pairs.open.pop().close()
         assert len(pairs.loop._alarms) < 20
+
+
+def test_a_session_that_flows_has_one_place_in_the_queue_and_no_deadline() -> None:
+    """Its socket, once waited for, is ready in every turn; what it waited for then is over."""
+    with Pairs() as pairs:
+        block = b"x" * 100_000
+
+        def steps(request: SessionSocket) -> Any:
+            with pytest.raises(BlockingIOError):
+                while True:
+                    request.send(block)
+            yield request, WRITES, request.send, b"x"
+            while True:
+                yield request, WRITES, pairs.told.append, 1
+
+        peer = pairs.begin(0.2, steps)
+        while not pairs.told:
+            peer.recv(1_000_000)
+            pairs.turn()
+        deadline = time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            before = len(pairs.told)
+            pairs.turn()
+            assert len(pairs.told) - before <= 2 * STEPS_PER_TURN
+            assert len(pairs.loop._stirred) <= 1
 
 
 def test_steps_that_never_wait_let_others_have_their_turn() -> None:

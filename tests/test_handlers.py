@@ -7,6 +7,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 from processes import DEADLINE, connect, eventually, exchange, read_all, reset
@@ -357,6 +358,67 @@ def test_lines_are_received_also_when_the_client_takes_no_replies() -> None:
         assert ours is not None
         eventually(lambda: not ours.active)
     assert [str(number) for number in range(100)] == calls
+
+
+def test_a_handler_may_put_its_own_file_in_the_place_of_ours() -> None:
+    """Flushed as ours is."""
+
+    class Own(LineHandler):
+        def setup(self) -> None:
+            super().setup()
+            self.wfile = self.connection.makefile("wb")
+
+        def line_received(self, line: str) -> str:
+            return line
+
+    with serving(Own) as server:
+        client = server.client()
+        assert "one" == client.ask("one")
+
+
+def test_a_handler_that_is_made_by_another_runs_there_and_then() -> None:
+    """One after the other on one connection, or instead of itself; what made it finds it done."""
+    seen: list[str] = []
+
+    class First(LineHandler):
+        def line_received(self, line: str) -> None:
+            self.reply(f"first {line}")
+            self.close()
+
+    class Second(LineHandler):
+        def connection_made(self) -> None:
+            self.reply("ready")
+
+        def line_received(self, line: str) -> str:
+            return f"second {line}"
+
+    class Both(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            for kind in (First, Second):
+                seen.append(str(kind(self.request, self.client_address, self.server).session.reason.value))
+
+    class HandsOver(LineHandler):
+        def line_received(self, line: str) -> None:
+            Second(self.request, self.client_address, self.server)
+            self.close()
+
+    def make(*arguments: Any) -> Second:
+        handler = Second(*arguments)
+        seen.append(handler.session.reason.value)
+        return handler
+
+    for kind in (Both, HandsOver, make):
+        with serving(kind) as server:
+            client = server.client()
+            if kind is Both:
+                assert "first one" == client.ask("one")
+            elif kind is HandsOver:
+                client.send("one")
+            assert "ready" == client.receive_line()
+            assert "second two" == client.ask("two")
+            client.send("")
+            assert b"" == client.finish()
+    assert ["closed", "empty_line", "empty_line"] == seen
 
 
 def test_what_is_left_of_the_replies_when_a_hook_has_raised_may_have_nowhere_to_go(

@@ -692,6 +692,7 @@ class Undriven:
     """Has no part in the session."""
 
     inside = 0
+    outbox: Any = None
 
     def notice(self) -> None:
         """Do nothing."""
