@@ -7,7 +7,6 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable
-from errno import EBADF
 from threading import get_ident
 
 from .steps import READS, WRITES, wanted
@@ -87,8 +86,9 @@ class EventLoop:
                 alarm, _, driver = heapq.heappop(self._alarms)
                 driver.ring(alarm, now)
         for _ in range(len(self._stirred)):  # those that stir meanwhile have the next turn
-            driver, outbox = self._stirred.popleft()
+            driver, outbox = self._stirred[0]
             driver.wake(outbox)
+            self._stirred.popleft()  # last: a Ctrl-C must not lose it
 
     def stir(self, driver: Driver, outbox: Outbox | None) -> None:
         """Call ``driver.wake(outbox)`` soon; in any thread."""
@@ -179,6 +179,7 @@ class Driver:
             self._end()
         except BaseException:  # a second signal, a Ctrl-C: all else is the session's own affair
             self._end()
+            steps.close()  # or its socket would be open for as long as somebody has the traceback
             raise
         finally:
             self.inside, loop.current = 0, None
@@ -212,6 +213,9 @@ class Driver:
             self.go()
             return
         self._stirred = False  # first: what comes from now on is another matter
+        if self._queued:
+            self.stir(outbox)  # later, when it is known what the session waits for
+            return
         # A session that is about to write puts out all there is, and who is stuck waits for the peer.
         if self._steps is not None and self._step[1] == READS and self._stuck is None:
             self._put_out(outbox)
@@ -254,8 +258,7 @@ class Driver:
                 self._queue()  # the connection is gone, as the step that waits will find
                 return
             self._stuck = outbox
-        if self._watch() is not None:
-            self._queue()
+        self._watch()
 
     def _is_told(self, sock: Any) -> bool:
         """Tell whether the waiter will say when there is something to read: it does not know what OpenSSL holds."""
@@ -279,15 +282,15 @@ class Driver:
         fd = self._step[0].fileno()
         if mask == self._mask and fd == self._fd:
             return None
-        if fd != self._fd or not mask:
+        if fd != self._fd:
             self.let_go()
         try:
             if self._mask:
                 self._loop.waiter.watch_for(fd, self._ready, mask)
-            elif mask:
+            else:
                 self._loop.waiter.watch(fd, self._ready, mask)
-        except (OSError, ValueError) as error:  # closed, or more than the system watches for one user
-            return OSError(EBADF, str(error))
+        except OSError as error:  # such as more than the system watches for one user (epoll_ctl(2), ENOSPC)
+            return error
         self._fd, self._mask = fd, mask
         return None
 

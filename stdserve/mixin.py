@@ -181,6 +181,7 @@ class ServerMixin(LifeMixin, StopMixin, DetachMixin, socketserver.TCPServer):
                 return
             # At its end it may have looked just before it was told to close.
         self._end_leftovers()
+        self.request_stop()  # for a thread that is about to serve, and has not begun
         close_listeners(self.listeners)
         self._admission.close()
         self._loop.waiter.close()

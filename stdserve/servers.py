@@ -245,9 +245,7 @@ if hasattr(os, "fork"):  # pragma: no branch - Windows has none
                     born = partial(self._write_down, forked)
                     expecting = self._expecting[:]
                     fork_children(self._live_in_child, expecting, self._child_handlers, born, self._begin_in_child)
-                except Exception:
-                    if not self._expecting:
-                        raise  # of a signal handler's, when all was done
+                except OSError:  # the system refuses one; what a signal handler raises goes on its way
                     _, request, client_address = self._expecting.pop(0)
                     self._end_badly(request, client_address)
                 finally:

@@ -42,7 +42,7 @@ from stdserve.accepting import AcceptLoop
 from stdserve.errors import ConfigError
 from stdserve.events import FEW_ALARMS, STEPS_PER_TURN, EventLoop
 from stdserve.steps import READS, WRITES
-from stdserve.streams import MOST_UNSENT, SessionSocket
+from stdserve.streams import MOST_UNSENT, Outbox, SessionSocket
 from stdserve.tally import Counters
 
 LOCAL = ("127.0.0.1", 0)
@@ -255,7 +255,7 @@ def test_one_session_may_close_another() -> None:
             eventually(lambda: len(Room.all) == 2)
             rooms = set(Room.all)
             other.send("close")
-            assert b"" == victim.finish()
+            assert [] == list(victim.lines())
             eventually(lambda: len(Room.all) == 1)
             (room,) = rooms - Room.all
             assert EndReason.CLOSED is room.session.reason
@@ -329,16 +329,21 @@ def test_a_handler_may_keep_its_connection() -> None:
             kept.append(server.detach_request(self.request))
             self.close()
 
+    class Silent(Keeps):
+        def reply(self, line: str | bytes) -> None:
+            """Say it when the connection is kept."""
+
     class Leaves(Keeps):
         def close(self) -> None:
             """Forget to say that the session is over."""
 
-    for handler in (Keeps, Leaves):
+    for handler in (Keeps, Silent, Leaves):
         with serving(handler, "event") as server, connect(server.address) as client:
             client.sendall(b"one\n")
-            assert b"kept\n" == client.recv(5)
-            client.sendall(b"two\n")
+            if handler is not Silent:
+                assert b"kept\n" == client.recv(5)
             eventually(lambda: kept)
+            client.sendall(b"two\n")
             with kept.pop() as connection:
                 assert connection.gettimeout() is None
                 assert b"two\n" == connection.recv(100)
@@ -381,6 +386,13 @@ def test_a_socket_that_a_hook_closes_ends_its_session_and_no_other() -> None:
                 assert b"" == late.recv(100)
             assert b"" == clients[0].finish()
             eventually(lambda: not Room.all)
+
+
+def test_only_a_session_of_the_server_can_be_detached() -> None:
+    """As in every mode."""
+    not_ours = pytest.raises(ValueError, match="only the request of a session")
+    with EventServer(LOCAL, EchoHandler) as server, socket.socket() as other, not_ours:
+        server.detach_request(other)
 
 
 def test_a_connection_with_unsent_replies_is_not_given_away() -> None:
@@ -667,6 +679,91 @@ def test_alarms_of_sessions_that_have_ended_are_let_go() -> None:
             pairs.open.pop().close()
             pairs.open.pop().close()
         assert len(pairs.loop._alarms) < 20
+
+
+def test_what_cannot_be_waited_for_is_an_error_of_the_step(tmp_path: Path) -> None:
+    """As where the system watches no more descriptors for this user."""
+    with Pairs() as pairs, (tmp_path / "file").open("w") as file:
+
+        def never(_: None) -> None:
+            raise BlockingIOError
+
+        def steps(request: SessionSocket) -> Any:
+            with pytest.raises(PermissionError):
+                yield file, WRITES, never, None
+            yield file, WRITES, pairs.told.append, "gone on"
+
+        pairs.begin(None, steps)
+        assert ["gone on"] == pairs.told
+
+
+def test_a_session_that_has_ended_is_woken_for_nothing() -> None:
+    """It was queued before."""
+    with Pairs() as pairs:
+
+        def steps(request: SessionSocket) -> Any:
+            for number in range(20):
+                yield request, WRITES, pairs.told.append, number
+
+        pairs.begin(None, steps)
+        pairs.open[0].driver.go()  # type: ignore[attr-defined]
+        assert 20 == len(pairs.told)
+        pairs.turn()
+        assert pairs.loop.until_due(None) is None
+
+
+def test_replies_to_who_has_just_gone_are_no_concern_of_the_loop() -> None:
+    """The session finds it out, and ends."""
+    with Pairs() as pairs:
+        peer = pairs.begin(None, pairs.reads)
+        request: Any = pairs.open[0]
+        Outbox(request, 8192, request.driver).write(b"hello")
+        peer.close()
+        pairs.loop.settle()
+        pairs.turn()
+        assert [b""] == pairs.told
+
+
+def test_a_session_that_is_broken_off_between_two_steps_ends_at_once() -> None:
+    """As by a Ctrl-C while its socket is given to the selector; not when somebody drops the traceback."""
+    with Pairs() as pairs:
+
+        class Interrupting:
+            holds_bytes = False
+            driver = None
+
+            def fileno(self) -> int:
+                raise KeyboardInterrupt
+
+        def never(_: None) -> None:
+            raise BlockingIOError
+
+        def steps(request: SessionSocket) -> Any:
+            try:
+                yield Interrupting(), WRITES, never, None
+            finally:
+                pairs.told.append("ended")
+
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            pairs.begin(None, steps)
+        assert (["ended"], True) == (pairs.told, interrupt.tb is not None)
+
+
+def test_replies_to_a_session_that_flows_go_out_in_the_next_turn() -> None:
+    """When it is known what it waits for."""
+    with Pairs() as pairs:
+
+        def steps(request: SessionSocket) -> Any:
+            for number in range(STEPS_PER_TURN + 1):
+                yield request, WRITES, pairs.told.append, number
+            yield request, READS, request.recv, 1
+
+        peer = pairs.begin(None, steps)
+        request: Any = pairs.open[0]
+        Outbox(request, 8192, request.driver).write(b"hello")
+        pairs.turn()
+        pairs.turn()
+        assert b"hello" == peer.recv(100)
 
 
 def test_a_session_that_flows_has_one_place_in_the_queue_and_no_deadline() -> None:

@@ -361,7 +361,8 @@ def test_lines_are_received_also_when_the_client_takes_no_replies() -> None:
 
 
 def test_a_handler_may_put_its_own_file_in_the_place_of_ours() -> None:
-    """Flushed as ours is."""
+    """Flushed as ours is; what does not go out any more is nobody's fault."""
+    came, left = threading.Event(), threading.Event()
 
     class Own(LineHandler):
         def setup(self) -> None:
@@ -369,11 +370,18 @@ def test_a_handler_may_put_its_own_file_in_the_place_of_ours() -> None:
             self.wfile = self.connection.makefile("wb")
 
         def line_received(self, line: str) -> str:
+            if line == "late":
+                came.set()
+                left.wait(DEADLINE)
             return line
 
     with serving(Own) as server:
         client = server.client()
         assert "one" == client.ask("one")
+        client.send("late")
+        assert came.wait(DEADLINE)
+        reset(client.sock)  # type: ignore[arg-type] # there is no TLS
+        left.set()
 
 
 def test_a_handler_that_is_made_by_another_runs_there_and_then() -> None:

@@ -237,3 +237,26 @@ def test_a_forked_child_that_closes_it_takes_nothing_from_its_parent() -> None:
     """)
 
     assert (["called", "woken"], "") == (finished.stdout.splitlines(), finished.stderr)
+
+
+def test_who_was_closed_without_a_word_makes_way_for_who_has_its_number(waiter: Waiter) -> None:
+    """And is not taken for it when it is forgotten."""
+    calls: list[str] = []
+    former, later = partial(calls.append, "former"), partial(calls.append, "later")
+    reader, writer = os.pipe()
+    waiter.watch(reader, former)
+    os.close(reader)
+    os.close(writer)
+    again, writer = os.pipe()
+    assert reader == again
+    waiter.watch(again, later)
+    waiter.forget(again, former)
+    os.write(writer, b"x")
+    waiter.turn(DEADLINE)
+    assert ["later"] == calls
+    waiter.forget(again, later)
+    waiter.forget(again, later)
+    waiter.turn(0)
+    assert ["later"] == calls
+    os.close(again)
+    os.close(writer)
