@@ -41,8 +41,7 @@ class EventLoop:
     """Takes the steps of all sessions of one thread, which calls ``until_due``, waits for ``waiter``, calls ``settle``.
 
     ``begin`` is for that thread, too. ``current`` is the session whose own code runs now, None between two; ``count``
-    grows with each turn of a session. ``accepting`` is known to be
-    occupied meanwhile.
+    grows with each turn of a session. ``accepting`` is known to be occupied meanwhile.
     """
 
     def __init__(self, waiter: Waiter, accepting: AcceptLoop) -> None:

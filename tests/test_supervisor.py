@@ -516,7 +516,7 @@ def alive(pid: int) -> bool:
     """Whether there is such a process, and it is no zombie that waits for the init of a container (Linux)."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before it was opened, and before it was read
         return False
 
 
