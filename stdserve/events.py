@@ -169,7 +169,7 @@ class Driver:
                 else:
                     step = steps.send(result)
                 if step[1] == READS == self._mask and self._is_told(step[0]):
-                    self._wait(step, READS)
+                    self._pause(step)
                     return
             # The step has not begun to wait; what the last one had to do by when is over.
             self._step, self._timed, self._deadline = step, None, None
@@ -269,12 +269,16 @@ class Driver:
         if fault := self._watch():
             return fault
         if step is not self._timed:
-            self._timed = step
-            patience = step[0].gettimeout()
-            self._deadline = None if patience is None else time.monotonic() + patience
-            if self._deadline is not None:
-                self._set_alarm(self._deadline)
+            self._pause(step)
         return None
+
+    def _pause(self, step: Step) -> None:
+        """Begin to wait for a step, for as long as its socket says."""
+        self._step = self._timed = step
+        patience = step[0].gettimeout()
+        self._deadline = None if patience is None else time.monotonic() + patience
+        if self._deadline is not None:
+            self._set_alarm(self._deadline)
 
     def _watch(self) -> OSError | None:
         mask = self._wants if self._stuck is None else self._wants | WRITES

@@ -251,7 +251,8 @@ class LineHandler(socketserver.StreamRequestHandler):
             except Exception:
                 yield from self._put_out()
                 raise
-            yield from self._put_out()
+            if "wfile" in self.__dict__:
+                yield from self._put_out()
         finally:
             if finish is not None:
                 finish()
