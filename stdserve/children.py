@@ -9,6 +9,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from .logs import Event
 
@@ -104,13 +105,12 @@ class Ends:
 
     def watch(self, child: Child) -> None:
         """Have the end of ``child`` told by ``take``."""
-        try:
-            if child.fd is None or self._epoll is None:
-                raise OSError
-            self._epoll.register(child.fd, select.EPOLLIN)
-            self._watched[child.fd] = child
-        except OSError:  # the latter also where the system watches no more for one user (epoll_ctl(2), ENOSPC)
-            self.polled.append(child)
+        if child.fd is not None and self._epoll is not None:
+            with suppress(OSError):  # where the system watches no more for one user (epoll_ctl(2), ENOSPC)
+                self._epoll.register(child.fd, select.EPOLLIN)
+                self._watched[child.fd] = child
+                return
+        self.polled.append(child)
 
     def take(self) -> list[tuple[Child, int]]:
         """Return those that have ended since the last time, each with what its ``reap`` returned."""

@@ -77,8 +77,6 @@ class ServerMixin(LifeMixin, StopMixin, DetachMixin, socketserver.TCPServer):
     inline = False
     #: Whether the accept loop sees to the session timeout.
     cuts_late = False
-    #: Whether there may be more sessions than processes usually have descriptors.
-    many = False
     #: Sessions at a time where the options do not say.
     default_max_conns = 1
 

@@ -82,7 +82,7 @@ def run_alone(
     server.close_on_stop = True
     if follow is not None:
         follow(server)
-    if server.many:
+    if server.in_steps:  # there may be more sessions than processes usually have descriptors
         from .descriptors import make_room  # here, for few servers want it
 
         make_room(server.max_conns)

@@ -137,7 +137,6 @@ class EventServer(ServerMixin, socketserver.TCPServer):
 
     in_steps = True
     cuts_late = True
-    many = True
     default_max_conns = 10_000
 
     def __init__(self, server_address: Any, RequestHandlerClass: Any, *args: Any, **kwargs: Any) -> None:
