@@ -7,6 +7,8 @@ import struct
 import sys
 from dataclasses import dataclass
 
+from .addresses import format_peer
+
 __all__ = ["Backlog", "read_backlog"]
 
 #: Of struct tcp_info (linux/tcp.h): tcpi_unacked and tcpi_sacked, which of a listener are its queue and its limit.
@@ -30,13 +32,17 @@ class Backlog:
     drops: int
 
 
-def read_backlog(listener: socket.socket, address: str) -> Backlog | None:
-    """Ask the kernel (two system calls); None where it does not tell: not Linux, not TCP, closed."""
+def read_backlog(listener: socket.socket) -> Backlog | None:
+    """Ask the kernel (three system calls); None where it does not tell: not Linux, not TCP, closed.
+
+    It may be closed by another thread at any moment.
+    """
     if sys.platform != "linux":  # pragma: no cover - elsewhere TCP_INFO means something else, if anything
         return None
     try:
         queue = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE.size)
         memory = listener.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _DROPS.size)
+        address = format_peer(listener.getsockname())
     except OSError:
         return None
     waiting, limit = _QUEUE.unpack(queue)

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .addresses import format_peer
 from .backlog import Backlog, read_backlog
 from .errors import StartError
 from .rows import (
@@ -327,5 +326,5 @@ def _seconds_since(micros: int) -> float:
 
 def _read_backlogs(listeners: Iterable[socket.socket]) -> Iterator[Backlog]:
     for listener in listeners:
-        if listener.fileno() >= 0 and (backlog := read_backlog(listener, format_peer(listener.getsockname()))):
+        if (backlog := read_backlog(listener)) is not None:
             yield backlog

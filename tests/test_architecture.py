@@ -25,11 +25,11 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         [
-            "errors escaping affinity backlog browser rows status_page steps tally version terminal waiting interrupts",
+            "errors escaping affinity browser rows status_page steps tally version terminal waiting interrupts",
             "protocol proxyheader networks addresses systemd flags logs streams unix privileges pidfile",
-            "proxy listeners descriptors certificates tls_stream metrics sink sessions threads children stacks blame",
-            "session_options seats tls worker accepting",
-            "options",
+            "proxy listeners backlog descriptors certificates tls_stream sink sessions threads children stacks blame",
+            "session_options seats tls worker metrics",
+            "options accepting",
             "handlers access settings hints exposition connection stopping rolling companion hooks",
             "preamble transfer status supervisor targets detaching pieces events",
             "client handler_run life",
