@@ -6,9 +6,11 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import get_ident
 
+from .errors import OutputError
 from .steps import READS, WRITES, wanted
 from .waiting import Waiter
 
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .accepting import AcceptLoop
+    from .replies import Outbox
+    from .sink import Sink
     from .steps import Step, Steps
-    from .streams import Outbox, SessionSocket
+    from .streams import SessionSocket
 
 __all__ = ["Driver", "EventLoop"]
 
@@ -59,6 +63,10 @@ class EventLoop:
         self._most_alarms = FEW_ALARMS
         # Sessions that have something to do which no socket tells of, and what others have replied to them.
         self._stirred: deque[tuple[Driver, Outbox | None]] = deque()
+        #: What the sessions of a turn have printed: it is put out, in one write, before any of them replies.
+        self.prints: list[bytes] = []
+        self._put_out: Callable[[], None] = _nobody
+        self._postponed: deque[Driver] = deque()
 
     def begin(self, request: SessionSocket, steps: Steps[None]) -> None:
         """Take the first steps of a session, as far as they go without waiting."""
@@ -69,7 +77,7 @@ class EventLoop:
 
     def until_due(self, timeout: float | None) -> float | None:
         """Return ``timeout`` (seconds), or less if a session has something to do earlier."""
-        if self._stirred:
+        if self._stirred or self.prints or self._postponed:
             return 0.0
         if not self._alarms:
             return timeout
@@ -77,17 +85,50 @@ class EventLoop:
         return left if timeout is None else min(left, timeout)
 
     def settle(self) -> None:
-        """Do what is due: alarms that ring, sessions that were stirred."""
+        """Do what is due: alarms that ring, prints and what was to come after them, sessions that were stirred.
+
+        Raises OutputError when the output takes no more; those who were to reply have heard of it.
+        """
         self.thread = get_ident()
         if self._alarms:
             now = time.monotonic()
             while self._alarms and self._alarms[0][0] <= now:
                 alarm, _, driver = heapq.heappop(self._alarms)
                 driver.ring(alarm, now)
+        if self.prints or self._postponed:
+            self._print()
         for _ in range(len(self._stirred)):  # those that stir meanwhile have the next turn
             driver, outbox = self._stirred[0]
             driver.wake(outbox)
             self._stirred.popleft()  # last: a Ctrl-C must not lose it
+
+    @contextmanager
+    def gathering(self, sink: Sink) -> Iterator[None]:
+        """Have what is printed to ``sink`` put out once in a turn, for the length of the block."""
+        self.prints, self._put_out = sink.held, sink.put_out
+        with sink.gathering():
+            yield
+
+    def print_first(self) -> None:
+        """Put out what was printed, before somebody replies out of turn."""
+        if self.prints:
+            self._put_out()
+
+    def postpone(self, driver: Driver) -> None:
+        """Call ``driver.go_on`` when what was printed in this turn is put out."""
+        self._postponed.append(driver)
+
+    def _print(self) -> None:
+        failure: OutputError | None = None
+        try:
+            self._put_out()
+        except OutputError as error:
+            failure = error
+        for _ in range(len(self._postponed)):
+            self._postponed[0].go_on(failure)
+            self._postponed.popleft()
+        if failure is not None:
+            raise failure
 
     def stir(self, driver: Driver, outbox: Outbox | None) -> None:
         """Call ``driver.wake(outbox)`` soon; in any thread."""
@@ -156,6 +197,9 @@ class Driver:
             step = self._step if error is None else steps.throw(error)
             for _ in range(STEPS_PER_TURN):
                 sock, waits, call, argument = step
+                if waits == WRITES and loop.prints:
+                    self._postpone(step)
+                    return
                 try:
                     if waits == READS and sock.driver is not self:
                         raise ConnectionAbortedError("the handler keeps the connection")
@@ -183,6 +227,16 @@ class Driver:
         finally:
             self.inside, loop.current = 0, None
             loop.accepting.occupied = False
+
+    def go_on(self, error: BaseException | None) -> None:
+        """Take the step that was postponed, unless ``error`` is what has become of the prints before it."""
+        self._queued = False
+        self.go(error)
+
+    def _postpone(self, step: Step) -> None:
+        self._step, self._timed, self._deadline = step, None, None
+        self._queued = True  # nothing else has it go on
+        self._loop.postpone(self)
 
     def notice(self) -> None:
         """Have the session find out, in its step, that its socket is closed; no selector tells.
@@ -234,7 +288,12 @@ class Driver:
     def put_out(self) -> None:
         """Put out what the session has replied so far; raise BlockingIOError if the peer does not take all of it."""
         if self.outbox is not None:
+            self._loop.print_first()
             self.outbox.put_out()
+
+    def print_first(self) -> None:
+        """Put out what was printed, before a reply that goes out at once."""
+        self._loop.print_first()
 
     def let_go(self) -> None:
         """Watch the socket no more."""

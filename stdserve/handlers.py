@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import socket
 import socketserver
-from functools import cache
+from functools import cache, cached_property
 from threading import get_ident
 
 from .browser import is_request, page_for
@@ -25,10 +25,10 @@ from .protocol import (
     Lines,
     SessionEnd,
 )
+from .replies import Outbox, ReplyFile
 from .sessions import Peer, Session
 from .sink import Sink, open_sink
 from .steps import READS, WRITES, run
-from .streams import Outbox, ReplyFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,20 @@ __all__ = ["ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"]
 
 #: Bytes asked for in one read while all that was asked for comes.
 MOST_READ = 256 * 1024
+
+
+class _File:
+    """A file of a handler, made at its first use; few sessions need the one for reading, many not even the other."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, handler: Any, owner: type | None = None) -> Any:
+        # Two threads may ask at once: the first one's is everybody's.
+        return self if handler is None else handler.__dict__.setdefault(self._name, self._make(handler))
 
 
 class LineHandler(socketserver.StreamRequestHandler):
@@ -140,7 +154,7 @@ class LineHandler(socketserver.StreamRequestHandler):
         Replies go out together when the lines that came together are done, or on ``wfile.flush()``. From any other
         thread than the session's own, where the lines of one session are told to others, it goes out at once, and may
         block for as long as the peer takes nothing, ``timeout`` at most; in mode event it never blocks, but is dropped
-        while the peer has MOST_UNSENT bytes of ``streams`` to take. One that cannot be sent is dropped: its session's
+        while the peer has MOST_UNSENT bytes of ``replies`` to take. One that cannot be sent is dropped: its session's
         end is on its way.
         """
         data = line.encode(self.encoding, self.errors) if isinstance(line, str) else line
@@ -160,12 +174,12 @@ class LineHandler(socketserver.StreamRequestHandler):
         driver = getattr(self.connection, "driver", None)
         return get_ident() == (self._thread if driver is None else driver.inside)
 
-    @property
+    @cached_property
     def peer(self) -> Peer:
         """Who is at the other end."""
         return Peer(self.session)
 
-    @property
+    @cached_property
     def sink(self) -> Sink:
         """Where received lines go; standard output on a server that has no sink."""
         sink: Sink | None = getattr(self.server, "sink", None)
@@ -193,20 +207,17 @@ class LineHandler(socketserver.StreamRequestHandler):
         self.setup()
         return self._conversation(self.finish)
 
-    if not TYPE_CHECKING:  # pragma: no branch - for a checker this would be a promise of any attribute there can be
+    def _make_reader(self) -> Any:
+        return self.connection.makefile("rb", self.rbufsize)
 
-        def __getattr__(self, name: str) -> Any:
-            """Make ``rfile`` or ``wfile`` at its first use; few sessions need the one, many not even the other."""
-            if name == "rfile":
-                made: Any = self.connection.makefile("rb", self.rbufsize)
-            elif name == "wfile":
-                limit = io.DEFAULT_BUFFER_SIZE if self.wbufsize < 0 else self.wbufsize
-                driver = getattr(self.connection, "driver", None)
-                made = ReplyFile(self.connection, limit) if driver is None else Outbox(self.connection, limit, driver)
-            else:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            # Two threads may ask at once: the first one's is everybody's.
-            return self.__dict__.setdefault(name, made)
+    def _make_writer(self) -> Any:
+        limit = io.DEFAULT_BUFFER_SIZE if self.wbufsize < 0 else self.wbufsize
+        driver = getattr(self.connection, "driver", None)
+        return ReplyFile(self.connection, limit) if driver is None else Outbox(self.connection, limit, driver)
+
+    if not TYPE_CHECKING:  # pragma: no branch - a checker takes them for the attributes that they become
+        rfile = _File(_make_reader)
+        wfile = _File(_make_writer)
 
     def finish(self) -> None:
         """Send what is left and close both files, whatever the connection has become; to be extended."""
@@ -251,8 +262,7 @@ class LineHandler(socketserver.StreamRequestHandler):
             except Exception:
                 yield from self._put_out()
                 raise
-            if "wfile" in self.__dict__:
-                yield from self._put_out()
+            yield from self._put_out()
         finally:
             if finish is not None:
                 finish()
@@ -294,10 +304,12 @@ class LineHandler(socketserver.StreamRequestHandler):
             self._give_up(error)
 
     def _put_out(self) -> Steps[None]:
-        """Send what has gathered."""
+        """Send what has gathered; before, as before any step that writes, a server that holds prints puts them out."""
         try:
             if self._gone is None and "wfile" in self.__dict__:
                 yield self.connection, WRITES, _put_out, self.wfile
+            elif "sink" in self.__dict__ and self.sink.held:
+                yield self.connection, WRITES, _send_nothing, None
         except (OSError, ValueError) as error:
             self._give_up(error)
 
@@ -354,8 +366,12 @@ class ChunkHandler(PrintHandler):
 
 
 def _put_out(file: Any) -> None:
-    # A handler may have put another file in the place of ours.
-    (file.put_out if isinstance(file, ReplyFile) else file.flush)()
+    # A handler may have put another file in the place of ours. To ask for its class would be to ask an ABC.
+    (getattr(file, "put_out", None) or file.flush)()
+
+
+def _send_nothing(_: None) -> None:
+    """Be a step that writes, and so comes after what is printed: who reads the end of a session finds its lines."""
 
 
 @cache

@@ -133,7 +133,9 @@ _CR = 13
 
 def _find_end(lines: bytes) -> tuple[int, EndReason] | None:
     """Return where the first line begins that ends the session, and why; ``lines`` are whole."""
-    candidate = _FIRST.match(lines) or _OTHER.search(lines)
+    candidate = _FIRST.match(lines)
+    if candidate is None and lines.find(b"\n") < len(lines) - 1:  # one line, as of those who wait for each answer
+        candidate = _OTHER.search(lines)
     while candidate is not None:
         text = decode(candidate[0]).strip()
         if text in ("", "exit"):
@@ -185,7 +187,7 @@ class LineProtocol:
             self._pending[:] = data[cut:]
         else:
             whole = data[:cut]
-            if cut < len(data):
+            if whole is not data:
                 self._pending += data[cut:]
         return self._split(whole)
 
@@ -207,14 +209,13 @@ class LineProtocol:
 
     def _split(self, whole: bytes) -> list[Event]:
         too_long = self._first_too_long(whole) if len(whole) > self._max_line else None
-        fitting = whole if too_long is None else whole[:too_long]
-        ending = self._find_end(fitting)
+        ending = self._find_end(whole if too_long is None else whole[:too_long])
         if ending is not None:
             return self._finish(_without_cr(whole[: ending[0]]), ending[1])
         if too_long is not None:
             start = whole[too_long : too_long + self._max_line]
-            return self._finish(_without_cr(fitting) + start + b"\n", EndReason.LINE_TOO_LONG)
-        lines = Lines(_without_cr(whole))
+            return self._finish(_without_cr(whole[:too_long]) + start + b"\n", EndReason.LINE_TOO_LONG)
+        lines = Lines(_without_cr(whole) if _CR in whole else whole)
         return [lines, *self._check_pending()] if self._pending else [lines]
 
     def _first_too_long(self, whole: bytes) -> int | None:
@@ -305,4 +306,4 @@ FRAMINGS: dict[str, type[LineProtocol | ChunkProtocol]] = {"line": LineProtocol,
 
 def _without_cr(whole: bytes) -> bytes:
     """Remove the one CR before each LF that belongs to the terminator."""
-    return whole.replace(b"\r\n", b"\n") if _CR in whole else whole
+    return whole.replace(b"\r\n", b"\n")

@@ -13,12 +13,12 @@ import socket
 import socketserver
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 
 from .children import POLL_SECONDS, Child, Ends, fork_children, ignore_signal
 from .detaching import await_keepers, end_kept_input
-from .errors import ConfigError
+from .errors import ConfigError, OutputError
 from .events import Driver, EventLoop
 from .handlers import LineHandler
 from .listeners import leave_listeners
@@ -32,6 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from .sink import Sink
 
 __all__ = ["EventServer", "SingleServer", "ThreadServer"]
 
@@ -147,7 +148,9 @@ class EventServer(ServerMixin, socketserver.TCPServer):
 
     @contextmanager
     def _serving(self) -> Iterator[None]:
-        with StallWatch(self._events, self._event_of), super()._serving():
+        sink: Sink | None = vars(self).get("sink")  # one that is only made when somebody prints writes at once
+        prints = nullcontext() if sink is None else self._events.gathering(sink)
+        with StallWatch(self._events, self._event_of), super()._serving(), prints:
             yield
 
     def _event_of(self, driver: Driver, word: str, text: str) -> Event:
@@ -185,7 +188,10 @@ class EventServer(ServerMixin, socketserver.TCPServer):
 
     def _turn(self, timeout: float | None) -> None:
         super()._turn(self._events.until_due(timeout))
-        self._events.settle()
+        try:
+            self._events.settle()
+        except OutputError as error:
+            self._fail(error)
 
 
 if hasattr(os, "fork"):  # pragma: no branch - Windows has none

@@ -16,6 +16,9 @@ import select
 import stat
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import get_ident
 
 from .errors import OutputError, StartError
 from .logs import reopen_file
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["Sink", "open_sink"]
 
 STDOUT = 1
+
+#: Bytes that a sink which gathers holds at most.
+MOST_HELD = 64 * 1024
 
 _NO_ERROR = bytes(4)
 
@@ -79,6 +85,10 @@ class Sink:
         self._thread_lock = threading.Lock()
         # errno of the first failure, seen by every process that shares the sink.
         self._failed = mmap.mmap(-1, mmap.PAGESIZE)
+        #: What the thread that gathers has written and ``put_out`` has not; the same list for ever.
+        self.held: list[bytes] = []
+        self._held_size = 0
+        self._gatherer = 0
 
     def write(self, event: Lines | Chunk, peer: object) -> None:
         """Write one run of lines, or one message, that ``peer`` sent; return when the system has taken all of it.
@@ -88,7 +98,34 @@ class Sink:
         """
         if self._failed[:4] != _NO_ERROR and (error := self.error):
             raise error
-        self._put(self._format(event, peer, self._raw))
+        block = self._format(event, peer, self._raw)
+        if self._gatherer and self._gatherer == get_ident():
+            self._hold(block)
+        else:
+            self._put(block)
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Hold what this thread writes in the block, MOST_HELD bytes at most, until ``put_out`` or the end.
+
+        For a thread that serves many: what they say at a time costs one write. Other threads write as ever.
+        """
+        self._gatherer = get_ident()
+        try:
+            yield
+        finally:
+            self._gatherer = 0
+            self.put_out()
+
+    def put_out(self) -> None:
+        """Write what is held; raise OutputError when the output takes no more, or has taken no more meanwhile."""
+        if self.held:
+            block = b"".join(self.held)
+            self.held.clear()
+            self._held_size = 0
+            self._put(block)
+        elif error := self.error:
+            raise error
 
     @property
     def error(self) -> OutputError | None:
@@ -115,21 +152,32 @@ class Sink:
             os.close(self._fd)
             self._fd = -1
 
+    def _hold(self, block: bytes) -> None:
+        self._held_size += len(block)
+        if self._held_size > MOST_HELD:
+            self.put_out()
+            self._put(block)
+        else:
+            self.held.append(block)
+
     def _put(self, block: bytes) -> None:
         try:
             if self._lock_fd is None:
                 self._write_all(block)
-                return
-            with self._thread_lock:
-                # Not flock: a forked child inherits that lock and is not excluded by it.
-                fcntl.lockf(self._lock_fd, fcntl.LOCK_EX)
-                try:
-                    self._write_all(block)
-                finally:
-                    fcntl.lockf(self._lock_fd, fcntl.LOCK_UN)
+            else:
+                self._write_alone(block, self._lock_fd)
         except OSError as error:
             self._failed[:4] = (error.errno or errno.EIO).to_bytes(4, sys.byteorder)
             raise self._error_of(error.errno or errno.EIO) from None
+
+    def _write_alone(self, block: bytes, lock_fd: int) -> None:
+        with self._thread_lock:
+            # Not flock: a forked child inherits that lock and is not excluded by it.
+            fcntl.lockf(lock_fd, fcntl.LOCK_EX)
+            try:
+                self._write_all(block)
+            finally:
+                fcntl.lockf(lock_fd, fcntl.LOCK_UN)
 
     def _write_all(self, block: bytes) -> None:
         rest: bytes | memoryview = block

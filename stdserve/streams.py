@@ -11,10 +11,6 @@ import io
 import os
 import socket
 import sys
-import threading
-from threading import get_ident
-
-from .steps import WRITES, wanted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,26 +22,15 @@ if TYPE_CHECKING:
     class Driver(Protocol):
         """What takes a session's steps for it."""
 
-        #: The thread that runs the session's own code, 0 while it waits.
-        inside: int
-        outbox: Outbox | None
-
         def notice(self) -> None:
             """Be told that the socket is about to be closed, in any thread."""
 
-        def stir(self, outbox: Outbox) -> None:
-            """Have it put out what it has, in any thread."""
 
-
-__all__ = ["CountedSocket", "LineTooLong", "Outbox", "ReplyFile", "SessionReader", "SessionSocket"]
+__all__ = ["CountedSocket", "LineTooLong", "SessionReader", "SessionSocket"]
 
 
 #: Whether an accepted socket has the mode of its listener, which does not block; on Linux it has not (accept(2)).
 _INHERITS_MODE = sys.platform != "linux"
-
-
-#: Bytes of replies from other sessions and threads that wait for a peer, beyond which it counts as not reading.
-MOST_UNSENT = 1 << 20
 
 
 class LineTooLong(ConnectionAbortedError):
@@ -186,117 +171,6 @@ class CountedSocket(SessionSocket):
         if self.tally is not None:
             self.tally.add_sent(size - (self.tally.counts[1] - before))
         return size
-
-
-class ReplyFile(io.BufferedIOBase):
-    """What is written gathers, ``limit`` bytes at most, until ``flush`` sends it, all at once; then it holds no memory.
-
-    ``io.BufferedWriter`` keeps its 8 KiB for as long as the session lasts. Threads may write and flush at any time.
-    What is flushed is sent or lost: after an error of the socket there is no telling how much of it went.
-    """
-
-    def __init__(self, sock: socket.socket, limit: int) -> None:
-        self._sock = sock
-        self._limit = limit
-        self._blocks: list[bytes | memoryview] = []
-        self._size = 0
-        self._lock = threading.Lock()
-        self._over = False
-
-    def close(self) -> None:
-        """Flush and take no more. Raises what ``flush`` does."""
-        try:
-            super().close()
-        finally:
-            self._over = True
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def fileno(self) -> int:
-        """Return the socket's descriptor."""
-        return self._sock.fileno()
-
-    def write(self, data: Any) -> int:
-        """Take ``data``; send what has gathered if that is more than ``limit``. Raises what ``flush`` does."""
-        if self._over:
-            raise ValueError("write to closed file")
-        block = data if type(data) is bytes else bytes(data)
-        size = len(block)
-        with self._lock:
-            self._blocks.append(block)
-            self._size += size
-        if self._size > self._limit:
-            self.flush()
-        return size
-
-    def flush(self) -> None:
-        """Send what has gathered. Raises TimeoutError, and OSError if the connection is gone."""
-        with self._lock:
-            if self._blocks:
-                blocks, self._blocks, self._size = self._blocks, [], 0
-                self._sock.sendall(b"".join(blocks))
-
-    def put_out(self) -> None:
-        """Flush, as a step of the session's own that may have to wait."""
-        self.flush()
-
-
-class Outbox(ReplyFile):
-    """The same for a session whose driver waits: what the peer does not take at once stays here until it does.
-
-    What comes from elsewhere than the session itself is refused, with a TimeoutError, while MOST_UNSENT bytes are here:
-    the peer does not read.
-    """
-
-    def __init__(self, sock: SessionSocket, limit: int, driver: Driver) -> None:
-        super().__init__(sock, limit)
-        self._driver = driver
-        driver.outbox = self
-        # The peer has not taken all: before it can be expected to, what comes is only kept.
-        self._full = False
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that have not gone."""
-        return self._size
-
-    def write(self, data: Any) -> int:
-        """Take ``data``; send what has gathered if that is more than ``limit`` and the peer takes it."""
-        if self._driver.inside == get_ident():
-            return super().write(data)
-        if self._size > MOST_UNSENT:
-            raise TimeoutError("the peer takes no replies")
-        size = super().write(data)
-        self._driver.stir(self)
-        return size
-
-    def flush(self) -> None:
-        """Send what the peer takes now, or have it sent. Raises OSError if the connection is gone."""
-        if self._driver.inside != get_ident():
-            self._driver.stir(self)
-        elif not self._full:
-            try:
-                self.put_out()
-            except OSError as error:
-                if not wanted(error, WRITES):
-                    raise
-
-    def put_out(self) -> None:
-        """Send all, or raise what the socket does for who does not wait, and keep what it has not taken."""
-        with self._lock:
-            blocks, self._full = self._blocks, True
-            while blocks:
-                if len(blocks) > 1:
-                    blocks[:] = [b"".join(blocks)]
-                sent = self._sock.send(blocks[0])
-                self._size -= sent
-                if self._size:
-                    blocks[0] = memoryview(blocks[0])[sent:]
-                else:
-                    blocks.clear()
-            self._full = False
 
 
 class _RawReader(io.RawIOBase):

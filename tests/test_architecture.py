@@ -26,7 +26,7 @@ FLOORS = {
     for floor, names in enumerate(
         [
             "errors escaping affinity browser rows status_page steps tally version terminal waiting interrupts",
-            "protocol proxyheader networks addresses systemd flags logs streams unix privileges pidfile",
+            "protocol proxyheader networks addresses systemd flags logs streams replies unix privileges pidfile",
             "proxy listeners backlog descriptors certificates tls_stream sink sessions threads children stacks blame",
             "session_options seats tls worker metrics",
             "options accepting",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
@@ -39,10 +40,13 @@ from stdserve import (
     serving,
 )
 from stdserve.accepting import AcceptLoop
-from stdserve.errors import ConfigError
+from stdserve.errors import ConfigError, OutputError
 from stdserve.events import FEW_ALARMS, STEPS_PER_TURN, EventLoop
+from stdserve.protocol import Lines
+from stdserve.replies import MOST_UNSENT, Outbox
+from stdserve.sink import open_sink
 from stdserve.steps import READS, WRITES
-from stdserve.streams import MOST_UNSENT, Outbox, SessionSocket
+from stdserve.streams import SessionSocket
 from stdserve.tally import Counters
 
 LOCAL = ("127.0.0.1", 0)
@@ -127,6 +131,19 @@ def test_what_one_session_replies_to_others_goes_out_at_once() -> None:
         assert ["from afar"] * 10 == [client.receive_line() for client in 2 * clients]
 
 
+def test_a_reply_to_a_session_that_is_over_is_dropped() -> None:
+    """Others may not know yet."""
+    Room.all.clear()
+    with serving(Room, "event") as server, server.client() as client:
+        eventually(lambda: Room.all)
+        (gone,) = Room.all
+        client.ask("hello")
+        client.finish()
+        eventually(lambda: gone.wfile.closed)
+        gone.reply("too late")
+        assert 0 == gone.wfile.unsent
+
+
 def test_whoever_does_not_read_keeps_no_more_than_a_bound() -> None:
     """What others tell it is dropped, and that is why its session ends; the others read on."""
     line = "x" * 60_000
@@ -167,7 +184,7 @@ def test_a_slow_reader_is_paused_and_disturbs_nobody(transport: str, authority: 
     with offered(EchoHandler, "event", transport, authority) as offer, offer.connect() as slow:
         slow.settimeout(1.0)
         sent = 0
-        with pytest.raises((TimeoutError, ssl.SSLWantWriteError)):  # noqa: PT012 - one of many sends
+        with pytest.raises((TimeoutError, ssl.SSLWantWriteError)):
             while sent < 100 << 20:
                 sent += slow.send(block[sent % len(block) :])
         assert sent < 50 << 20
@@ -354,11 +371,13 @@ def test_a_handler_may_keep_its_connection() -> None:
 class Closes(Room):
     """Closes sockets, which it should not."""
 
+    others: frozenset[Any] = frozenset()
+
     def line_received(self, line: str) -> None:
         if line == "mine":
             self.request.close()
         else:
-            for one in self.all - {self}:
+            for one in self.others - {self}:
                 one.request.close()
             if line == "others, and wait":
                 # Whoever comes now gets the number of one that was closed.
@@ -376,6 +395,7 @@ def test_a_socket_that_a_hook_closes_ends_its_session_and_no_other() -> None:
         for word in ("others", "others, and wait"):
             clients = [server.client() for _ in range(5)]
             eventually(lambda: len(Room.all) == 5)
+            Closes.others = frozenset(Room.all)  # whoever comes late may come before they are closed
             with socket.socket() as late:
                 clients[0].send(word)
                 late.connect(server.address)
@@ -564,9 +584,7 @@ class Pairs:
     """A loop whose sessions are steps of ours, over socket pairs."""
 
     def __init__(self) -> None:
-        self.accepting = AcceptLoop(
-            lambda: [], lambda: False, lambda _: (0, 0), lambda *_: None, lambda: None, Counters()
-        )
+        self.accepting = AcceptLoop(list, lambda: False, lambda _: (0, 0), lambda *_: None, lambda: None, Counters())
         self.loop = EventLoop(self.accepting.waiter, self.accepting)
         self.open: list[socket.socket] = []
         self.told: list[Any] = []
@@ -805,3 +823,112 @@ def test_steps_that_never_wait_let_others_have_their_turn() -> None:
         pairs.turn()
         pairs.turn()
         assert list(range(40)) == pairs.told
+
+
+def test_what_a_turn_prints_is_put_out_in_one_write_before_anybody_replies(tmp_path: Path) -> None:
+    """Whoever says something in the midst of it, or is told something by others, included."""
+    sink = open_sink(str(tmp_path / "out"))
+    with Pairs() as pairs, pairs.loop.gathering(sink):
+
+        def steps(request: SessionSocket) -> Any:
+            while data := (yield request, READS, request.recv, 100):
+                sink.write(Lines(data), "peer")
+                pairs.told.append(len(sink.held))
+                yield request, WRITES, lambda _: pairs.told.append((tmp_path / "out").read_bytes()), None
+
+        peers = [pairs.begin(None, steps) for _ in range(3)]
+        for name, peer in zip((b"one\n", b"two\n", b"three\n"), peers, strict=True):
+            peer.sendall(name)
+        pairs.turn()
+        assert [1, 2, 3] == pairs.told[:3]
+        assert [(tmp_path / "out").read_bytes()] * 3 == pairs.told[3:]
+        assert sorted(pairs.told[3].split()) == [b"one", b"three", b"two"]
+        assert pairs.loop.until_due(None) is None
+    sink.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_nobody_replies_to_what_could_not_be_printed() -> None:
+    """They hear why; so does whoever takes the turns."""
+    sink = open_sink("/dev/full")
+    with Pairs() as pairs:
+
+        def steps(request: SessionSocket) -> Any:
+            sink.write(Lines((yield request, READS, request.recv, 100)), "peer")
+            with pytest.raises(OutputError) as failure:
+                yield request, WRITES, request.send, b"reply"
+            pairs.told.append(str(failure.value))
+
+        with pytest.raises(OutputError), pairs.loop.gathering(sink):
+            peers = [pairs.begin(None, steps) for _ in range(2)]
+            for peer in peers:
+                peer.sendall(b"one\n")
+            with pytest.raises(OutputError, match="No space left"):
+                pairs.turn()
+        assert ["cannot write to /dev/full: No space left on device"] * 2 == pairs.told
+        for peer in peers:
+            peer.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                peer.recv(100)
+    sink.close()
+
+
+def test_a_session_that_broke_off_between_prints_and_replies_delays_no_other(tmp_path: Path) -> None:
+    """As by a Ctrl-C; those whose turn it was have theirs when the loop goes on."""
+    sink = open_sink(str(tmp_path / "out"))
+    with Pairs() as pairs, pairs.loop.gathering(sink):
+
+        def interrupt(_: None) -> None:
+            raise KeyboardInterrupt
+
+        def steps(request: SessionSocket, call: Any) -> Any:
+            sink.write(Lines((yield request, READS, request.recv, 100)), "peer")
+            yield request, WRITES, call, None
+
+        calls = [interrupt, pairs.told.append]
+        peers = [pairs.begin(None, lambda request, call=call: steps(request, call)) for call in calls]
+        for peer in peers:
+            peer.sendall(b"one\n")
+        with pytest.raises(KeyboardInterrupt):
+            pairs.turn()
+        assert 0 == pairs.loop.until_due(None)
+        pairs.turn()
+        assert [None] == pairs.told
+    sink.close()
+
+
+class Hasty(EchoHandler):
+    """Tells its peer at once that a line is printed; and its own session's end."""
+
+    def lines_received(self, lines: Any) -> None:
+        self.sink.write(lines, self.peer)
+        self.wfile.write(b"printed\n")
+        self.wfile.flush()
+
+    def connection_lost(self, reason: EndReason) -> None:
+        self.sink.write(Lines(b"over\n"), self.peer)
+
+
+def test_a_reply_that_goes_out_at_once_comes_after_what_was_printed(tmp_path: Path) -> None:
+    """And so does the end of the session."""
+    output = tmp_path / "out"
+    with serving(Hasty, "event", output=str(output)) as server, server.client() as client:
+        client.send("one")
+        assert "printed" == client.receive_line()
+        assert b"one\n" == output.read_bytes()
+        assert b"" == client.finish()
+        assert b"one\nover\n" == output.read_bytes()
+
+
+@linux
+@pytest.mark.parametrize("handler", ["PrintHandler", "EchoHandler"])
+def test_whoever_reads_the_end_of_a_session_finds_its_lines_printed(handler: str) -> None:
+    """Sixteen at a time: those who reply, and those who do not."""
+
+    def talk(number: int) -> bool:
+        line = b"%d says so\n" % number
+        exchange(server.address, line)
+        return line in server.output.splitlines(keepends=True)
+
+    with ServerProcess("--mode", "event", "--handler", f"stdserve:{handler}") as server, ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(talk, range(320)))

@@ -17,7 +17,7 @@ from processes import DEADLINE, eventually
 
 from stdserve.errors import OutputError, StartError
 from stdserve.protocol import Chunk, Lines
-from stdserve.sink import Sink, open_sink
+from stdserve.sink import MOST_HELD, Sink, open_sink
 
 PEER = "127.0.0.1:4000"
 
@@ -178,3 +178,40 @@ def test_a_regular_file_is_prompt_and_a_pipe_waits_for_its_reader(tmp_path: Path
         pipe.close()
         file.close()
         os.close(reader)
+
+
+def test_a_thread_that_gathers_writes_once_for_all_it_has_said(tmp_path: Path) -> None:
+    """At the latest when that is too much to hold, or over; other threads write at once meanwhile."""
+    path = tmp_path / "out"
+    sink = open_sink(str(path))
+    with sink.gathering():
+        sink.write(Lines(b"one\n"), PEER)
+        sink.write(Lines(b"two\n"), PEER)
+        other = threading.Thread(target=sink.write, args=(Lines(b"another thread\n"), PEER))
+        other.start()
+        other.join(DEADLINE)
+        assert (b"another thread\n", 2) == (path.read_bytes(), len(sink.held))
+        sink.put_out()
+        sink.put_out()
+        assert b"another thread\none\ntwo\n" == path.read_bytes()
+        sink.write(Lines(b"three\n"), PEER)
+        many = b"x" * 99 + b"\n"
+        sink.write(Lines(many * (MOST_HELD // 100 + 1)), PEER)
+        assert path.read_bytes().endswith(b"three\n" + many * (MOST_HELD // 100 + 1))
+        sink.write(Lines(b"end\n"), PEER)
+    assert path.read_bytes().endswith(many + b"end\n")
+    sink.write(Lines(b"later\n"), PEER)
+    assert path.read_bytes().endswith(b"end\nlater\n")
+    sink.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_what_was_held_when_the_output_failed_is_told_to_whoever_puts_it_out() -> None:
+    """And to whoever comes for it after the failure."""
+    sink = open_sink("/dev/full")
+    with pytest.raises(OutputError, match="No space left"), sink.gathering():
+        sink.write(Lines(b"one\n"), PEER)
+        for _ in range(2):
+            with pytest.raises(OutputError, match="No space left"):
+                sink.put_out()
+    sink.close()
