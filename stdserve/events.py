@@ -71,7 +71,7 @@ class EventLoop:
     def begin(self, request: SessionSocket, steps: Steps[None]) -> None:
         """Take the first steps of a session, as far as they go without waiting."""
         self.thread = get_ident()
-        driver = Driver(self, steps, (request, WRITES, _begin, None))
+        driver = Driver(self, steps, (request, 0, _begin, None))
         request.be_driven(driver)
         driver.go()
 
