@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import socket
 import socketserver
-from functools import cache, cached_property
+from functools import cache
 from threading import get_ident
 
 from .browser import is_request, page_for
@@ -43,8 +43,8 @@ __all__ = ["ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"]
 MOST_READ = 256 * 1024
 
 
-class _File:
-    """A file of a handler, made at its first use; few sessions need the one for reading, many not even the other."""
+class _Lazy:
+    """An attribute of a handler, made at its first use: most sessions need few of them, and many are short."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self._make = make
@@ -99,6 +99,10 @@ class LineHandler(socketserver.StreamRequestHandler):
     rbufsize = 0
 
     session: Session
+    #: Who is at the other end.
+    peer: Peer
+    #: Where received lines go; standard output on a server that has no sink.
+    sink: Sink
 
     #: Why the peer takes no more replies, once it does not.
     _gone: EndReason | None = None
@@ -174,17 +178,6 @@ class LineHandler(socketserver.StreamRequestHandler):
         driver = getattr(self.connection, "driver", None)
         return get_ident() == (self._thread if driver is None else driver.inside)
 
-    @cached_property
-    def peer(self) -> Peer:
-        """Who is at the other end."""
-        return Peer(self.session)
-
-    @cached_property
-    def sink(self) -> Sink:
-        """Where received lines go; standard output on a server that has no sink."""
-        sink: Sink | None = getattr(self.server, "sink", None)
-        return sink or _standard_output()
-
     def setup(self) -> None:
         """Prepare the session; to be extended, not replaced."""
         # As StreamRequestHandler, but for its files: those are made when somebody asks for them.
@@ -216,8 +209,10 @@ class LineHandler(socketserver.StreamRequestHandler):
         return ReplyFile(self.connection, limit) if driver is None else Outbox(self.connection, limit, driver)
 
     if not TYPE_CHECKING:  # pragma: no branch - a checker takes them for the attributes that they become
-        rfile = _File(_make_reader)
-        wfile = _File(_make_writer)
+        peer = _Lazy(lambda self: Peer(self.session))
+        sink = _Lazy(lambda self: getattr(self.server, "sink", None) or _standard_output())
+        rfile = _Lazy(_make_reader)
+        wfile = _Lazy(_make_writer)
 
     def finish(self) -> None:
         """Send what is left and close both files, whatever the connection has become; to be extended."""

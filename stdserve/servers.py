@@ -50,19 +50,18 @@ class SingleServer(ServerMixin, socketserver.TCPServer):
             self._end_input()  # whoever asked for that did not find it among the sessions yet
         session, cut = self.sessions[request], True
         try:
-            with self._timed(session):
+            if self.options.session_timeout is None:
                 self.run_session(request, client_address)
+            else:
+                with self._timed(session, self.options.session_timeout):
+                    self.run_session(request, client_address)
             cut = session.cut_for is not None
         finally:
             if self._stopping:
                 self._ended_before = (0, 1) if cut else (1, 0)
 
     @contextmanager
-    def _timed(self, session: Session) -> Iterator[None]:
-        limit = self.options.session_timeout
-        if limit is None:
-            yield
-            return
+    def _timed(self, session: Session, limit: float) -> Iterator[None]:
         timer = threading.Timer(limit, session.cut, (EndReason.SESSION_TIMEOUT,))
         timer.daemon = True
         timer.start()
