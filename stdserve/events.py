@@ -334,7 +334,7 @@ class Driver:
     def _pause(self, step: Step) -> None:
         """Begin to wait for a step, for as long as its socket says."""
         self._step = self._timed = step
-        patience = step[0].gettimeout()
+        patience = step[0].patience
         self._deadline = None if patience is None else time.monotonic() + patience
         if self._deadline is not None:
             self._set_alarm(self._deadline)

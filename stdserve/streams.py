@@ -46,7 +46,8 @@ class SessionSocket(socket.socket):
     driver: Driver | None = None
     #: Whether bytes that were received may wait in its own memory, where no selector sees them.
     holds_bytes = False
-    _patience: float | None = None
+    #: Seconds that the driver waits (None: for ever), in the place of the socket's own timeout.
+    patience: float | None = None
 
     @classmethod
     def adopt(cls, accepted: socket.socket) -> SessionSocket:
@@ -71,7 +72,7 @@ class SessionSocket(socket.socket):
 
     def be_driven(self, driver: Driver) -> None:
         """Never wait any more: ``driver`` does, as long as ``settimeout`` says."""
-        self._patience = self.gettimeout()
+        self.patience = self.gettimeout()
         super().setblocking(False)
         self.driver = driver
 
@@ -92,18 +93,18 @@ class SessionSocket(socket.socket):
     def be_alone(self) -> None:
         """Wait again, as ``settimeout`` says."""
         self.driver = None
-        self.settimeout(self._patience)
+        self.settimeout(self.patience)
 
     def settimeout(self, value: float | None) -> None:
         """Set the seconds after which a call gives up."""
         if self.driver is None:
             super().settimeout(value)
         else:
-            self._patience = value
+            self.patience = value
 
     def gettimeout(self) -> float | None:
         """Return the seconds after which a call gives up."""
-        return super().gettimeout() if self.driver is None else self._patience
+        return super().gettimeout() if self.driver is None else self.patience
 
     def setblocking(self, flag: bool) -> None:
         """Wait without a limit, or not at all."""
