@@ -18,7 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .accepting import AcceptLoop
     from .replies import Outbox
     from .sink import Sink
     from .steps import Step, Steps
@@ -45,12 +44,11 @@ class EventLoop:
     """Takes the steps of all sessions of one thread, which calls ``until_due``, waits for ``waiter``, calls ``settle``.
 
     ``begin`` is for that thread, too. ``current`` is the session whose own code runs now, None between two; ``count``
-    grows with each turn of a session. ``accepting`` is known to be occupied meanwhile.
+    grows with each turn of a session.
     """
 
-    def __init__(self, waiter: Waiter, accepting: AcceptLoop) -> None:
+    def __init__(self, waiter: Waiter) -> None:
         self.waiter = waiter
-        self.accepting = accepting
         self.current: Driver | None = None
         self.count = 0
         #: Whether ``rouse`` is to be called when the code of a session begins, and that.
@@ -192,7 +190,6 @@ class Driver:
         if loop.unwatched:
             loop.unwatched = False
             loop.rouse()
-        loop.accepting.occupied = True
         try:
             step = self._step if error is None else steps.throw(error)
             for _ in range(STEPS_PER_TURN):
@@ -226,7 +223,6 @@ class Driver:
             raise
         finally:
             self.inside, loop.current = 0, None
-            loop.accepting.occupied = False
 
     def go_on(self, error: BaseException | None) -> None:
         """Take the step that was postponed, unless ``error`` is what has become of the prints before it."""

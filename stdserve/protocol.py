@@ -171,6 +171,8 @@ class LineProtocol:
     @property
     def awaiting_exit(self) -> bool:
         """True when what is unfinished reads just "exit": a client may be waiting for us to hang up."""
+        if not self._pending:
+            return False
         return self._find_end is _find_end and (self._pending == b"exit" or self._pending == b"exit\r")
 
     def receive_data(self, data: bytes) -> list[Event]:

@@ -143,7 +143,7 @@ class EventServer(ServerMixin, socketserver.TCPServer):
         """Take what ``ServerMixin`` takes; raise ConfigError for a handler that cannot be served so."""
         self.check_handler(RequestHandlerClass)
         super().__init__(server_address, RequestHandlerClass, *args, **kwargs)
-        self._events = EventLoop(self.waiter, self._loop)
+        self._events = EventLoop(self.waiter)
 
     @contextmanager
     def _serving(self) -> Iterator[None]:
@@ -155,6 +155,11 @@ class EventServer(ServerMixin, socketserver.TCPServer):
     def _event_of(self, driver: Driver, word: str, text: str) -> Event:
         session = self.sessions.get(driver.request)
         return Event(word, text) if session is None else session.event(word, text)
+
+    @property
+    def occupied(self) -> bool:
+        """Whether the thread that serves is in a hook, of the server's or of a session."""
+        return super().occupied or self._events.current is not None
 
     @classmethod
     def check_handler(cls, handler: Any) -> None:

@@ -39,7 +39,6 @@ from stdserve import (
     create_server,
     serving,
 )
-from stdserve.accepting import AcceptLoop
 from stdserve.errors import ConfigError, OutputError
 from stdserve.events import FEW_ALARMS, STEPS_PER_TURN, EventLoop
 from stdserve.protocol import Lines
@@ -47,7 +46,7 @@ from stdserve.replies import MOST_UNSENT, Outbox
 from stdserve.sink import open_sink
 from stdserve.steps import READS, WRITES
 from stdserve.streams import SessionSocket
-from stdserve.tally import Counters
+from stdserve.waiting import Waiter
 
 LOCAL = ("127.0.0.1", 0)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
@@ -564,9 +563,13 @@ def test_silent_sessions_cost_no_time() -> None:
         clients = [connect(server.address) for _ in range(1000)]
         clients[-1].sendall(b"all are here\n")
         server.wait_for_output(b"all are here\n")
-        before = cpu_of(server.pid)
-        threading.Event().wait(1.0)
-        assert cpu_of(server.pid) - before <= 1
+
+        def spent() -> int:
+            before = cpu_of(server.pid)
+            threading.Event().wait(1.0)
+            return cpu_of(server.pid) - before
+
+        eventually(lambda: spent() <= 1)  # what came before may not be over yet
         for client in clients:
             client.close()
 
@@ -584,8 +587,7 @@ class Pairs:
     """A loop whose sessions are steps of ours, over socket pairs."""
 
     def __init__(self) -> None:
-        self.accepting = AcceptLoop(list, lambda: False, lambda _: (0, 0), lambda *_: None, lambda: None, Counters())
-        self.loop = EventLoop(self.accepting.waiter, self.accepting)
+        self.loop = EventLoop(Waiter())
         self.open: list[socket.socket] = []
         self.told: list[Any] = []
 
@@ -595,7 +597,7 @@ class Pairs:
     def __exit__(self, *exc_info: object) -> None:
         for sock in self.open:
             sock.close()
-        self.accepting.waiter.close()
+        self.loop.waiter.close()
 
     def begin(self, seconds: float | None, steps: Any) -> socket.socket:
         """Begin a session, return the peer's end."""
