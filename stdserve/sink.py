@@ -93,8 +93,8 @@ class Sink:
     def write(self, event: Lines | Chunk, peer: object) -> None:
         """Write one run of lines, or one message, that ``peer`` sent; return when the system has taken all of it.
 
-        Of ``peer`` the text is written, where the format has it. Raises OutputError when the output takes no more, and
-        from then on at every call.
+        In a thread that gathers, it is held until ``put_out``. Of ``peer`` the text is written, if the format has it.
+        Raises OutputError when the output takes no more, and from then on at every call.
         """
         if self._failed[:4] != _NO_ERROR and (error := self.error):
             raise error
@@ -115,7 +115,8 @@ class Sink:
             yield
         finally:
             self._gatherer = 0
-            self.put_out()
+            if self.held:
+                self.put_out()
 
     def put_out(self) -> None:
         """Write what is held; raise OutputError when the output takes no more, or has taken no more meanwhile."""
