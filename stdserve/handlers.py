@@ -303,7 +303,7 @@ class LineHandler(socketserver.StreamRequestHandler):
         try:
             if self._gone is None and "wfile" in self.__dict__:
                 yield self.connection, WRITES, _put_out, self.wfile
-            elif "sink" in self.__dict__ and self.sink.held:
+            elif (driver := getattr(self.connection, "driver", None)) is not None and driver.prints:
                 yield self.connection, WRITES, _send_nothing, None
         except (OSError, ValueError) as error:
             self._give_up(error)

@@ -220,10 +220,10 @@ class LifeMixin(socketserver.BaseServer):
             _log.error(event("error", f": {error!r}"), exc_info=True)
 
     def _forget(self, request: Any) -> None:
+        full = self.active >= self.max_conns  # before: of two that leave at once, one finds that there was no room
         session = self.sessions.pop(request, None)
         if session is None:
             return
-        full = self.active + 1 >= self.max_conns
         reason = session.end()
         if session.opened and _log.isEnabledFor(session.level):
             _log.log(

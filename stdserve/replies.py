@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         outbox: Outbox | None
 
         def print_first(self) -> None:
-            """Put out what was printed."""
+            """Put out what was printed; raise OutputError if that fails."""
 
         def stir(self, outbox: Outbox) -> None:
             """Have it put out what it has, in any thread."""
@@ -124,6 +124,8 @@ class Outbox(ReplyFile):
     def write(self, data: Any) -> int:
         """Take ``data``; send what has gathered if that is more than ``limit`` and the peer takes it."""
         if self._driver.inside == get_ident():
+            if self._told:
+                self._hear()  # what was told before comes before
             return super().write(data)
         if self._over:
             raise ValueError("write to closed file")
@@ -141,7 +143,11 @@ class Outbox(ReplyFile):
         if self._driver.inside != get_ident():
             self._driver.stir(self)
         elif not self._full:
-            self._driver.print_first()
+            try:
+                self._driver.print_first()
+            except BaseException:
+                self.discard()
+                raise
             try:
                 self.put_out()
             except OSError as error:
@@ -164,6 +170,12 @@ class Outbox(ReplyFile):
             if sent < len(data):
                 self._blocks.append(memoryview(data)[sent:])
         self._full = False
+
+    def discard(self) -> None:
+        """Send nothing of what is here."""
+        self._hear()
+        self._blocks.clear()
+        self._size = 0
 
     def _hear(self) -> None:
         with self._lock:

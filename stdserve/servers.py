@@ -18,21 +18,21 @@ from functools import cached_property, partial
 
 from .children import POLL_SECONDS, Child, Ends, fork_children, ignore_signal
 from .detaching import await_keepers, end_kept_input
+from .driver import Driver
 from .errors import ConfigError, OutputError
-from .events import Driver, EventLoop
+from .events import EventLoop
 from .handlers import LineHandler
 from .listeners import leave_listeners
 from .logs import Event
 from .mixin import ServerMixin
 from .protocol import EndReason
 from .sessions import Session, has_said_all
+from .sink import Sink
 from .stalls import StallWatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-    from .sink import Sink
 
 __all__ = ["EventServer", "SingleServer", "ThreadServer"]
 
@@ -147,12 +147,23 @@ class EventServer(ServerMixin, socketserver.TCPServer):
 
     @contextmanager
     def _serving(self) -> Iterator[None]:
-        sink: Sink | None = vars(self).get("sink")  # one that is only made when somebody prints writes at once
-        prints = nullcontext() if sink is None else self._events.gathering(sink)
+        sink = vars(self).get("sink")  # one that is only made when somebody prints writes at once, as does another's
+        prints = self._events.gathering(sink) if isinstance(sink, Sink) else nullcontext()
         with StallWatch(self._events, self._event_of), super()._serving(), prints:
-            yield
+            try:
+                yield
+            finally:
+                self._print_last_words()
 
-    def _event_of(self, driver: Driver, word: str, text: str) -> Event:
+    def _print_last_words(self) -> None:
+        try:
+            self._events.print_first()
+        except OutputError as error:
+            self._fail(error)
+        except KeyboardInterrupt:
+            pass  # whoever asked twice for the end does not wait for a reader of the output
+
+    def _event_of(self, driver: Driver | EventLoop, word: str, text: str) -> Event:
         session = self.sessions.get(driver.request)
         return Event(word, text) if session is None else session.event(word, text)
 

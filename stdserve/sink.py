@@ -105,28 +105,40 @@ class Sink:
             self._put(block)
 
     @contextmanager
-    def gathering(self) -> Iterator[None]:
+    def gathering(self) -> Iterator[list[bytes]]:
         """Hold what this thread writes in the block, MOST_HELD bytes at most, until ``put_out`` or the end.
 
-        For a thread that serves many: what they say at a time costs one write. Other threads write as ever.
+        For a thread that serves many: what they say at a time costs one write. Yields the list of what is held; one
+        that stays empty where another thread gathers already, for only one can. Other threads write as ever, and so do
+        processes that are forked meanwhile.
         """
+        if self._gatherer:
+            yield []
+            return
         self._gatherer = get_ident()
+        _gathering.add(self)
         try:
-            yield
+            yield self.held
         finally:
+            _gathering.discard(self)
             self._gatherer = 0
             if self.held:
                 self.put_out()
 
     def put_out(self) -> None:
         """Write what is held; raise OutputError when the output takes no more, or has taken no more meanwhile."""
-        if self.held:
-            block = b"".join(self.held)
-            self.held.clear()
-            self._held_size = 0
-            self._put(block)
+        taken = self.held[:]
+        del self.held[: len(taken)]
+        self._held_size = 0
+        if taken:
+            self._put(b"".join(taken))
         elif error := self.error:
             raise error
+
+    def let_go(self) -> None:
+        """Hold nothing, in a process forked from one that does: what is held is the parent's to write."""
+        self._gatherer = self._held_size = 0
+        self.held.clear()
 
     @property
     def error(self) -> OutputError | None:
@@ -156,7 +168,9 @@ class Sink:
     def _hold(self, block: bytes) -> None:
         self._held_size += len(block)
         if self._held_size > MOST_HELD:
-            self.put_out()
+            if self.held:
+                self.put_out()
+            self._held_size = 0
             self._put(block)
         else:
             self.held.append(block)
@@ -196,6 +210,20 @@ class Sink:
     def _error_of(self, code: int) -> OutputError:
         reason = "its reader has gone" if code == errno.EPIPE else os.strerror(code)
         return OutputError(f"cannot write to {self.name}: {reason}")
+
+
+#: Those that hold something for a thread of this process.
+_gathering: set[Sink] = set()
+
+
+def _let_go_in_child() -> None:
+    for sink in _gathering:
+        sink.let_go()
+    _gathering.clear()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def _open_lock() -> int:

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from .events import Driver, EventLoop
+from .driver import Driver
+from .events import EventLoop
 from .logs import Event
 from .stacks import stack_of
 
@@ -26,7 +27,7 @@ class StallWatch:
     ``event(driver, word, text)`` makes a line of the log about the session of ``driver``. A hook is named once.
     """
 
-    def __init__(self, loop: EventLoop, event: Callable[[Driver, str, str], Event]) -> None:
+    def __init__(self, loop: EventLoop, event: Callable[[Driver | EventLoop, str, str], Event]) -> None:
         self._loop = loop
         self._event = event
         self._roused, self._over = threading.Event(), threading.Event()
@@ -65,4 +66,5 @@ class StallWatch:
             elif not told and time.monotonic() - since >= STALL_SECONDS:
                 told = True
                 _, _, where = stack_of(loop.thread).rpartition(" go > ")  # what the loop has called, not what called it
-                _log.warning(self._event(driver, "stall", f": a hook keeps all sessions waiting: {where}"))
+                who = "the output" if driver is loop else "a hook"
+                _log.warning(self._event(driver, "stall", f": {who} keeps all sessions waiting: {where}"))

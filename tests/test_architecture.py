@@ -28,7 +28,7 @@ FLOORS = {
             "errors escaping affinity browser rows status_page steps tally version terminal waiting interrupts",
             "protocol proxyheader networks addresses systemd flags logs streams replies unix privileges pidfile",
             "proxy listeners backlog descriptors certificates tls_stream sink sessions threads children stacks blame",
-            "session_options seats tls worker metrics",
+            "session_options seats tls worker metrics driver",
             "options accepting",
             "handlers access settings hints exposition connection stopping rolling companion hooks",
             "preamble transfer status supervisor targets detaching pieces events",
@@ -53,6 +53,7 @@ PROGRAMS = {"bench", "cli", "client", "__main__"}
 UNTESTED = {
     "__init__": "only re-exports; the public names are checked here",
     "__main__": "three lines, run by every test that starts the server as a process",
+    "driver": "one session of the loop of events, tested with it",
     "errors": "types without behaviour, raised and caught in the tests of every other room",
     "flags": "the machinery of options, tested with them",
     "life": "the part of the mix-in that takes a session through its steps, tested with it",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import socket
 import socketserver
 import ssl
 import subprocess
 import sys
+import termios
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -39,8 +42,9 @@ from stdserve import (
     create_server,
     serving,
 )
+from stdserve.driver import STEPS_PER_TURN
 from stdserve.errors import ConfigError, OutputError
-from stdserve.events import FEW_ALARMS, STEPS_PER_TURN, EventLoop
+from stdserve.events import FEW_ALARMS, EventLoop
 from stdserve.protocol import Lines
 from stdserve.replies import MOST_UNSENT, Outbox
 from stdserve.sink import open_sink
@@ -861,7 +865,7 @@ def test_nobody_replies_to_what_could_not_be_printed() -> None:
                 yield request, WRITES, request.send, b"reply"
             pairs.told.append(str(failure.value))
 
-        with pytest.raises(OutputError), pairs.loop.gathering(sink):
+        with pairs.loop.gathering(sink):
             peers = [pairs.begin(None, steps) for _ in range(2)]
             for peer in peers:
                 peer.sendall(b"one\n")
@@ -934,3 +938,205 @@ def test_whoever_reads_the_end_of_a_session_finds_its_lines_printed(handler: str
 
     with ServerProcess("--mode", "event", "--handler", f"stdserve:{handler}") as server, ThreadPoolExecutor(16) as pool:
         assert all(pool.map(talk, range(320)))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("handler", [EchoHandler, Hasty])
+def test_no_client_is_told_that_a_line_is_printed_which_is_not(handler: type[LineHandler]) -> None:
+    """On a full disk: neither by the reply that was to come, nor by one that was to go out at once."""
+    with pytest.raises(OutputError, match="No space left"), serving(handler, "event", output="/dev/full") as server:
+        assert b"" == exchange(server.address, b"one\n")
+        eventually(lambda: server.server is not None and server.server.failure)
+
+
+@linux
+def test_an_output_that_nobody_reads_keeps_nobody_who_asks_twice() -> None:
+    """The write that waits is broken off, and named in the log meanwhile."""
+    line = b"x" * 60_000 + b"\n"  # one is held, and fits into a pipe (pipe(7)); two do not
+    with (
+        ServerProcess("--mode", "event", stdout=subprocess.PIPE) as server,
+        connect(server.address) as client,
+    ):
+        client.sendall(line)
+        waiting = bytearray(4)
+        eventually(
+            lambda: (
+                fcntl.ioctl(server.pipe, termios.FIONREAD, waiting) == 0
+                and int.from_bytes(waiting, sys.byteorder) == len(line)
+            )
+        )
+        client.sendall(line)
+        server.wait_for_log("stall.*: the output keeps all sessions waiting: .*_write_all")
+        for _ in range(2):
+            server.process.send_signal(signal.SIGTERM)
+            threading.Event().wait(0.3)
+        assert 0 == server.wait()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_what_is_printed_last_is_put_out_and_fails_as_any_other() -> None:
+    """After the last turn, by ``service_actions`` say; who is told to stop at once does not wait for it."""
+    sink = open_sink("/dev/full")
+    with create_server(EchoHandler, "event", bind="127.0.0.1:0", sink=sink) as server:
+        with server._serving():
+            sink.write(Lines(b"one\n"), "peer")
+        assert isinstance(server.failure, OutputError)
+    sink.close()
+
+
+def test_a_second_signal_while_the_last_words_are_printed_ends_that(tmp_path: Path) -> None:
+    """They are lost, as was asked for."""
+    sink = open_sink(str(tmp_path / "out"))
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with create_server(EchoHandler, "event", bind="127.0.0.1:0", sink=sink) as server:
+        with server._serving():
+            sink.write(Lines(b"one\n"), "peer")
+            server._events._put_out = interrupt  # type: ignore[attr-defined]
+        assert server.failure is None
+    sink.close()
+
+
+def test_a_session_that_goes_on_and_on_lets_others_reply(tmp_path: Path) -> None:
+    """It prints again as soon as it has replied; the others have their turn before it has it again."""
+    sink = open_sink(str(tmp_path / "out"))
+    with Pairs() as pairs, pairs.loop.gathering(sink):
+
+        def steps(request: SessionSocket, count: int) -> Any:
+            for _ in range(count):
+                sink.write(Lines(b"one\n"), "peer")
+                yield request, WRITES, pairs.told.append, count
+
+        for count in (100, 1, 2):
+            pairs.begin(None, partial(steps, count=count))
+        for _ in range(6):
+            pairs.turn()
+        assert {100, 1, 2} == set(pairs.told)
+        assert 2 == pairs.told.count(2)
+    sink.close()
+
+
+def test_a_reply_that_is_not_taken_has_no_more_time_because_others_print(tmp_path: Path) -> None:
+    """Its step is put off in each turn; what it had to be done by stays."""
+    sink = open_sink(str(tmp_path / "out"))
+    with Pairs() as pairs, pairs.loop.gathering(sink):
+
+        def never(_: None) -> None:
+            raise BlockingIOError
+
+        def waits(request: SessionSocket) -> Any:
+            with pytest.raises(TimeoutError):
+                yield request, WRITES, never, None
+            pairs.told.append("given up")
+
+        pairs.begin(0.3, waits)
+        started = time.monotonic()
+        while not pairs.told:
+            assert time.monotonic() - started < DEADLINE
+            sink.write(Lines(b"one\n"), "peer")
+            pairs.turn(0.01)
+    sink.close()
+
+
+def test_what_others_have_told_comes_after_what_they_have_printed_and_in_its_order(tmp_path: Path) -> None:
+    """Everybody reads the same conversation, and each line of it is printed by then."""
+    output = tmp_path / "out"
+
+    class PrintedRoom(Room):
+        def lines_received(self, lines: Any) -> None:
+            self.server.sink.write(lines, self.peer)  # type: ignore[attr-defined]
+            super().lines_received(lines)
+
+    Room.all.clear()
+    with serving(PrintedRoom, "event", output=str(output)) as server:
+        clients = [server.client() for _ in range(2)]
+        eventually(lambda: len(Room.all) == 2)
+        for number in range(50):
+            for name, client in enumerate(clients):
+                client.send(f"{number} {name}")
+            heard = [[client.receive_line() for _ in clients] for client in clients]
+            assert heard[0] == heard[1]
+            assert set(heard[0]) <= set(output.read_text().splitlines())
+        for client in clients:
+            assert b"" == client.finish()
+
+
+def test_what_has_not_gone_to_whoever_does_not_read_waits_for_what_is_printed(tmp_path: Path) -> None:
+    """Once it reads again, which the selector tells in the same turn in which others print."""
+    sink = open_sink(str(tmp_path / "out"))
+    with Pairs() as pairs, pairs.loop.gathering(sink):
+        peer = pairs.begin(None, pairs.reads)
+        request: Any = pairs.open[0]
+        outbox = Outbox(request, 8192, request.driver)
+        block = b"x" * 1_000_000
+        outbox.write(block)
+        pairs.turn()
+        assert 0 < outbox.unsent < len(block)
+        received = 0
+        peer.settimeout(DEADLINE)
+        while received < len(block):
+            sink.write(Lines(b"one\n"), "peer")
+            received += len(peer.recv(1_000_000))
+            pairs.turn()
+        assert (0, len(block)) == (outbox.unsent, received)
+        assert [] == pairs.told
+    sink.close()
+
+
+def test_a_print_that_is_broken_off_takes_its_replies_along(tmp_path: Path) -> None:
+    """A second signal, say: nobody is told that the lines are printed; the sessions go on to their end."""
+    sink = open_sink(str(tmp_path / "out"))
+    with Pairs() as pairs, pairs.loop.gathering(sink):
+
+        def steps(request: SessionSocket, replies: bool) -> Any:
+            yield request, READS, request.recv, 100
+            outbox = Outbox(request, 8192, request.driver)  # type: ignore[arg-type]
+            request.driver.outbox = outbox if replies else None  # type: ignore[union-attr]
+            sink.write(Lines(b"one\n"), "peer")
+            if replies:
+                outbox.write(b"printed\n")
+            yield request, WRITES, lambda _: outbox.put_out(), None
+            pairs.told.append(replies)
+
+        peers = [pairs.begin(None, partial(steps, replies=replies)) for replies in (True, False)]
+        for peer in peers:
+            peer.sendall(b"one\n")
+
+        def interrupt() -> None:
+            raise KeyboardInterrupt
+
+        put_out, pairs.loop._put_out = pairs.loop._put_out, interrupt
+        with pytest.raises(KeyboardInterrupt):
+            pairs.turn()
+        pairs.loop._put_out = put_out
+        pairs.turn()
+        assert [True, False] == pairs.told
+        peers[0].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            peers[0].recv(100)
+    sink.close()
+
+
+class Teller:
+    """A sink of somebody's own, with no more than a sink must have."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def write(self, event: Any, peer: object) -> None:
+        self.told += event
+
+
+def test_a_sink_of_the_users_own_needs_no_more_than_to_write() -> None:
+    """In the place of ours, in the modes in which sessions share memory."""
+    for mode in ("thread", "event", "single"):
+        sink: Any = Teller()
+        with create_server(EchoHandler, mode, bind="127.0.0.1:0", sink=sink) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            assert b"one\n" == exchange(server.server_address, b"one\n")
+            server.shutdown()
+            thread.join(DEADLINE)
+        assert ["one"] == sink.told

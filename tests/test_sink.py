@@ -209,9 +209,61 @@ def test_a_thread_that_gathers_writes_once_for_all_it_has_said(tmp_path: Path) -
 def test_what_was_held_when_the_output_failed_is_told_to_whoever_puts_it_out() -> None:
     """And to whoever comes for it after the failure."""
     sink = open_sink("/dev/full")
-    with pytest.raises(OutputError, match="No space left"), sink.gathering():
+    with sink.gathering():
         sink.write(Lines(b"one\n"), PEER)
         for _ in range(2):
             with pytest.raises(OutputError, match="No space left"):
                 sink.put_out()
     sink.close()
+
+
+def test_a_large_block_is_the_last_that_is_written_at_once(tmp_path: Path) -> None:
+    """What comes after it is held as what came before."""
+    sink = open_sink(str(tmp_path / "out"))
+    with sink.gathering() as held:
+        sink.write(Lines(b"x" * (2 * MOST_HELD) + b"\n"), PEER)
+        assert [] == held
+        sink.write(Lines(b"one\n"), PEER)
+        assert [b"one\n"] == held
+    sink.close()
+
+
+def test_of_two_that_gather_the_second_writes_at_once(tmp_path: Path) -> None:
+    """Two servers with one output: what one holds is not the other's to put out."""
+    path = tmp_path / "out"
+    sink = open_sink(str(path))
+    with sink.gathering() as held:
+        sink.write(Lines(b"held\n"), PEER)
+
+        def gather() -> None:
+            with sink.gathering() as second:
+                sink.write(Lines(b"at once\n"), PEER)
+                empty.append(second == [])
+
+        empty: list[bool] = []
+        other = threading.Thread(target=gather)
+        other.start()
+        other.join(DEADLINE)
+        assert ([True], [b"held\n"], b"at once\n") == (empty, held, path.read_bytes())
+    assert b"at once\nheld\n" == path.read_bytes()
+    sink.close()
+
+
+def test_a_process_that_is_forked_meanwhile_holds_nothing(tmp_path: Path) -> None:
+    """What it prints is written at once, what its parent holds only by its parent."""
+    code = (
+        "import os, sys\n"
+        "from stdserve.protocol import Lines\n"
+        "from stdserve.sink import open_sink\n"
+        "sink = open_sink('out')\n"
+        "with sink.gathering():\n"
+        "    sink.write(Lines(b'held\\n'), 'peer')\n"
+        "    if not (child := os.fork()):\n"
+        "        for _ in range(3):\n"
+        "            sink.write(Lines(b'x' * 40000 + b'\\n'), 'peer')\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(child, 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=DEADLINE)
+    assert (0, b"") == (result.returncode, result.stderr)
+    assert [b"x" * 40000] * 3 + [b"held"] == (tmp_path / "out").read_bytes().splitlines()
