@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from threading import get_ident
 
+from .replies import Unsent
 from .steps import READS, WRITES, wanted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from typing import Any, Protocol
 
     from .replies import Outbox
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
         thread: int
         current: Any
         prints: list[bytes]
+        #: Those of which ``go_on`` is to be called when what was printed in this turn is put out.
+        postponed: deque[Driver]
 
         def enter(self, who: Driver) -> None:
             """Know who runs now."""
@@ -31,9 +35,6 @@ if TYPE_CHECKING:
 
         def set_alarm(self, alarm: float, driver: Driver) -> None:
             """Call ``driver.ring(alarm, now)`` when it is that late."""
-
-        def postpone(self, driver: Driver) -> None:
-            """Call ``driver.go_on`` when what was printed in this turn is put out."""
 
         def print_first(self) -> None:
             """Put out what was printed."""
@@ -86,8 +87,9 @@ class Driver:
         return self._steps is not None and alarm == self._alarm
 
     def go(self, error: BaseException | None = None) -> None:
-        """Take steps until one has to wait; ``error`` is what has become of the one that did."""
+        """Take steps until one has to wait; ``error`` is what has become of the one that did, or was postponed."""
         steps, loop = self._steps, self._loop
+        self._queued = False
         if steps is None:
             return
         self.inside = loop.thread
@@ -111,9 +113,16 @@ class Driver:
                     step = steps.throw(fault)
                 else:
                     step = steps.send(result)
-                if step[1] == READS == self._mask and self._is_told(step[0]):
-                    self._pause(step)
-                    return
+                if step[1] == READS:
+                    if (outbox := self.outbox) is not None and outbox.flows and outbox.blocks:
+                        if loop.prints:
+                            self._postpone(step)
+                            return
+                        if fault := self._reply(outbox):
+                            step = steps.throw(fault)
+                            continue
+                    if self._rests(step):
+                        return
             # The step has not begun to wait; what the last one had to do by when is over.
             self._step, self._timed, self._deadline = step, None, None
             self._queue()
@@ -127,9 +136,22 @@ class Driver:
             self.inside, loop.current = 0, None
 
     def go_on(self, error: BaseException | None) -> None:
-        """Take the step that was postponed, unless ``error`` is what has become of the prints before it."""
-        self._queued = False
+        """Reply, or take the step that was postponed, unless ``error`` is what has become of the prints before it."""
+        step = self._step
+        if error is None and step[1] == READS and self.outbox is not None:
+            error = self._reply(self.outbox)
+            if error is None and self._rests(step):
+                self._queued = False
+                return
         self.go(error)
+
+    def _reply(self, outbox: Outbox) -> Unsent | None:
+        """Put out what the session has replied, before it reads on; return what it has to hear if that fails."""
+        try:
+            outbox.put_out()
+        except OSError:
+            return Unsent()
+        return None
 
     def discard(self) -> None:
         """Reply nothing of what has gathered."""
@@ -141,7 +163,7 @@ class Driver:
             self._timed = self._deadline = None
         self._step = step
         self._queued = True  # nothing else has it go on
-        self._loop.postpone(self)
+        self._loop.postponed.append(self)
 
     def notice(self) -> None:
         """Have the session find out, in its step, that its socket is closed; no selector tells.
@@ -167,7 +189,6 @@ class Driver:
     def wake(self, outbox: Outbox | None) -> None:
         """Go on after others had their turn, or put out what they have replied."""
         if outbox is None:
-            self._queued = False
             self.go()
             return
         self._stirred = False  # first: what comes from now on is another matter
@@ -231,9 +252,13 @@ class Driver:
             self._stuck = outbox
         self._watch()
 
-    def _is_told(self, sock: Any) -> bool:
-        """Tell whether the waiter will say when there is something to read: it does not know what OpenSSL holds."""
-        return sock.fileno() == self._fd and not (sock.holds_bytes and sock.pending())
+    def _rests(self, step: Step) -> bool:
+        """Pause until the waiter says that there is something to read, if it will: it knows not what OpenSSL holds."""
+        sock = step[0]
+        if self._mask != READS or sock.fileno() != self._fd or (sock.holds_bytes and sock.pending()):
+            return False
+        self._pause(step)
+        return True
 
     def _wait(self, step: Step, wants: int) -> OSError | None:
         """Begin to wait, or go on to; return why that cannot be done, None if it can."""

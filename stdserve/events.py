@@ -58,7 +58,8 @@ class EventLoop:
         #: What the sessions of a turn have printed: it is put out, in one write, before any of them replies.
         self.prints: list[bytes] = []
         self._put_out: Callable[[], None] = _nobody
-        self._postponed: deque[Driver] = deque()
+        #: Those that go on then: what they do next is a reply, or may be the end of a session.
+        self.postponed: deque[Driver] = deque()
 
     def begin(self, request: SessionSocket, steps: Steps[None]) -> None:
         """Take the first steps of a session, as far as they go without waiting."""
@@ -69,7 +70,7 @@ class EventLoop:
 
     def until_due(self, timeout: float | None) -> float | None:
         """Return ``timeout`` (seconds), or less if a session has something to do earlier."""
-        if self._stirred or self.prints or self._postponed:
+        if self._stirred or self.prints or self.postponed:
             return 0.0
         if not self._alarms:
             return timeout
@@ -87,7 +88,7 @@ class EventLoop:
             while self._alarms and self._alarms[0][0] <= now:
                 alarm, _, driver = heapq.heappop(self._alarms)
                 driver.ring(alarm, now)
-        if self.prints or self._postponed:
+        if self.prints or self.postponed:
             self._print()
         for _ in range(len(self._stirred)):  # those that stir meanwhile have the next turn
             driver, outbox = self._stirred[0]
@@ -121,15 +122,11 @@ class EventLoop:
         try:
             self._put_out()
         except BaseException:  # a second signal as well: the lines are lost
-            for driver in self._postponed:
+            for driver in self.postponed:
                 driver.discard()
             raise
         finally:
             self.current = before
-
-    def postpone(self, driver: Driver) -> None:
-        """Call ``driver.go_on`` when what was printed in this turn is put out."""
-        self._postponed.append(driver)
 
     def _print(self) -> None:
         failure: OutputError | None = None
@@ -137,11 +134,11 @@ class EventLoop:
             self.print_first()
         except OutputError as error:
             failure = error
-        for _ in range(len(self._postponed)):
+        for _ in range(len(self.postponed)):
             if self.prints and failure is None:
                 break  # one has gone on to print again; the others are the first of the next turn
-            self._postponed[0].go_on(failure)
-            self._postponed.popleft()
+            self.postponed[0].go_on(failure)
+            self.postponed.popleft()
         if failure is not None:
             raise failure
 

@@ -25,7 +25,7 @@ from .protocol import (
     Lines,
     SessionEnd,
 )
-from .replies import Outbox, ReplyFile
+from .replies import Outbox, ReplyFile, Unsent
 from .sessions import Peer, Session
 from .sink import Sink, open_sink
 from .steps import READS, WRITES, run
@@ -233,8 +233,12 @@ class LineHandler(socketserver.StreamRequestHandler):
                 try:
                     idle, ended = connection.gettimeout(), None
                     while ended is None and not self._closing:
-                        if "wfile" in self.__dict__:
-                            yield from self._put_out()
+                        file = self.__dict__.get("wfile")
+                        if file is not None and self._gone is None and not getattr(file, "flows", False):
+                            try:
+                                yield connection, WRITES, _put_out, file
+                            except (OSError, ValueError) as error:
+                                self._give_up(error)
                         hasty, size = protocol.awaiting_exit, self._read_size or protocol.least_read
                         try:
                             if self._gone is EndReason.IDLE_TIMEOUT:
@@ -245,6 +249,9 @@ class LineHandler(socketserver.StreamRequestHandler):
                             events = self._received(protocol, (yield connection, READS, connection.recv, size), size)
                             if hasty:
                                 connection.settimeout(idle)
+                        except Unsent:
+                            events = []
+                            connection.settimeout(idle)
                         except TimeoutError:
                             events = protocol.pause() or protocol.end(EndReason.IDLE_TIMEOUT)
                         except OSError:
@@ -275,15 +282,16 @@ class LineHandler(socketserver.StreamRequestHandler):
 
     def _received(self, protocol: LineProtocol | ChunkProtocol, data: bytes, size: int) -> list[Event]:
         """Return the events of what has been read, where ``size`` was asked for."""
-        received = len(data)
+        received, session = len(data), self.session
         if received == size:
             self._read_size = min(size * 8, MOST_READ)
-        elif received <= protocol.least_read:
+        elif self._read_size and received <= protocol.least_read:
             self._read_size = 0
+        if not received:
             # What reads as the end may be our own half-close, made by a stop; that is told before it is done.
-            self.session.at_end = not received and not self.session.input_ended
-        if not self.session.counted:
-            self.session.tally.add_received(received)
+            session.at_end = not session.input_ended
+        if not session.counted:
+            session.tally.add_received(received)
         return protocol.receive_data(data)
 
     def _send(self, data: bytes, lines: int = 0, now: bool = False) -> None:
@@ -349,7 +357,7 @@ class EchoHandler(PrintHandler):
 
     def lines_received(self, lines: Lines | Chunk) -> None:
         """Print them and send them back as they came."""
-        super().lines_received(lines)
+        self.sink.write(lines, self.peer)
         self._send(lines.data, len(lines))
 
 

@@ -194,8 +194,11 @@ class LineProtocol:
             whole = data[:cut]
             self._pending += data[cut:]
         if len(whole) > self._max_line or self._find_end(whole) is not None:
-            return self._split(whole)
-        return self._pass_on(whole)
+            end = self._split(whole)
+            if end is not None:
+                return end
+        lines = Lines(_without_cr(whole) if _CR in whole else whole)
+        return [lines, *self._check_pending()] if self._pending else [lines]
 
     def pause(self) -> list[Event]:
         """Tell that nothing came for EXIT_PAUSE seconds: an unfinished "exit" ends the session."""
@@ -213,8 +216,8 @@ class LineProtocol:
             return self._finish(rest + b"\n" if rest else b"", reason)
         return self._finish(b"", ending[1] if reason is EndReason.EOF else reason)
 
-    def _split(self, whole: bytes) -> list[Event]:
-        """Return the events of lines that are many, or of which one ends the session."""
+    def _split(self, whole: bytes) -> list[Event] | None:
+        """Return the events of lines of which one ends the session; None if they only are many."""
         too_long = self._first_too_long(whole) if len(whole) > self._max_line else None
         ending = self._find_end(whole if too_long is None else whole[:too_long])
         if ending is not None:
@@ -222,11 +225,7 @@ class LineProtocol:
         if too_long is not None:
             start = whole[too_long : too_long + self._max_line]
             return self._finish(_without_cr(whole[:too_long]) + start + b"\n", EndReason.LINE_TOO_LONG)
-        return self._pass_on(whole)
-
-    def _pass_on(self, whole: bytes) -> list[Event]:
-        lines = Lines(_without_cr(whole) if _CR in whole else whole)
-        return [lines, *self._check_pending()] if self._pending else [lines]
+        return None
 
     def _first_too_long(self, whole: bytes) -> int | None:
         """Return where the first line that is too long begins, found in leaps of ``max_line``; None if all fit."""

@@ -27,10 +27,14 @@ if TYPE_CHECKING:
             """Have it put out what it has, in any thread."""
 
 
-__all__ = ["Outbox", "ReplyFile"]
+__all__ = ["Outbox", "ReplyFile", "Unsent"]
 
 #: Bytes of replies from other sessions and threads that wait for a peer, beyond which it counts as not reading.
 MOST_UNSENT = 1 << 20
+
+
+class Unsent(BlockingIOError):
+    """What has gathered did not go, for whatever reason: it is for the session's own step to find out why."""
 
 
 class ReplyFile(io.BufferedIOBase):
@@ -41,13 +45,17 @@ class ReplyFile(io.BufferedIOBase):
     """
 
     # The base class brings a dictionary along, which takes half as long again to look into.
-    __slots__ = ("_blocks", "_limit", "_lock", "_over", "_size", "_sock")
+    __slots__ = ("_limit", "_lock", "_over", "_size", "_sock", "blocks")
+
+    #: Whether what gathers goes out without a step of the session's own.
+    flows = False
 
     def __init__(self, sock: socket.socket, limit: int) -> None:
         self._sock = sock
         self._limit = limit
-        # Bytes come in by ``append`` and go out by ``_take``, each of which is whole: a lock would cost more than both.
-        self._blocks: list[bytes | memoryview] = []
+        #: What has gathered.
+        # It comes in by ``append`` and goes out by ``_take``, each of which is whole: a lock would cost more than both.
+        self.blocks: list[bytes | memoryview] = []
         #: Bytes since the last flush; what one thread adds another may overwrite, which makes for a later flush.
         self._size = 0
         self._lock = threading.Lock()
@@ -74,7 +82,7 @@ class ReplyFile(io.BufferedIOBase):
             raise ValueError("write to closed file")
         block = data if type(data) is bytes else bytes(data)
         size = len(block)
-        self._blocks.append(block)
+        self.blocks.append(block)
         self._size += size
         if self._size > self._limit:
             self.flush()
@@ -83,7 +91,7 @@ class ReplyFile(io.BufferedIOBase):
     def flush(self) -> None:
         """Send what has gathered. Raises TimeoutError, and OSError if the connection is gone."""
         with self._lock:  # or a block could overtake one that was taken before it
-            if self._blocks:
+            if self.blocks:
                 self._size = 0
                 self._sock.sendall(self._take())
 
@@ -92,9 +100,11 @@ class ReplyFile(io.BufferedIOBase):
         self.flush()
 
     def _take(self) -> bytes | memoryview:
-        taken = self._blocks[:]
-        del self._blocks[: len(taken)]  # others may have come
-        return taken[0] if len(taken) == 1 else b"".join(taken)
+        if len(self.blocks) == 1:
+            return self.blocks.pop(0)  # the first, for others may have come
+        taken = self.blocks[:]
+        del self.blocks[: len(taken)]
+        return b"".join(taken)
 
 
 class Outbox(ReplyFile):
@@ -104,7 +114,7 @@ class Outbox(ReplyFile):
     the peer does not read. The session itself, and who puts out, are one thread.
     """
 
-    __slots__ = ("_driver", "_full", "_told", "_told_size")
+    __slots__ = ("_driver", "_told", "_told_size", "flows")
 
     def __init__(self, sock: socket.socket, limit: int, driver: Driver) -> None:
         super().__init__(sock, limit)
@@ -113,8 +123,8 @@ class Outbox(ReplyFile):
         # What others have replied, until the driver comes for it.
         self._told: list[bytes] = []
         self._told_size = 0
-        # The peer has not taken all: before it can be expected to, what comes is only kept.
-        self._full = False
+        # Until the peer has not taken all: before it can be expected to, what comes is only kept.
+        self.flows = True
 
     @property
     def unsent(self) -> int:
@@ -142,7 +152,7 @@ class Outbox(ReplyFile):
         """Send what the peer takes now, or have it sent. Raises OSError if the connection is gone."""
         if self._driver.inside != get_ident():
             self._driver.stir(self)
-        elif not self._full:
+        elif self.flows:
             try:
                 self._driver.print_first()
             except BaseException:
@@ -158,27 +168,27 @@ class Outbox(ReplyFile):
         """Send all, or raise what the socket does for who does not wait, and keep what it has not taken."""
         if self._told:
             self._hear()
-        self._full = True
-        while self._blocks:
+        self.flows = False
+        while self.blocks:
             data = self._take()
             try:
                 sent = self._sock.send(data)
             except BaseException:
-                self._blocks.append(data)
+                self.blocks.append(data)
                 raise
             self._size -= sent
             if sent < len(data):
-                self._blocks.append(memoryview(data)[sent:])
-        self._full = False
+                self.blocks.append(memoryview(data)[sent:])
+        self.flows = True
 
     def discard(self) -> None:
         """Send nothing of what is here."""
         self._hear()
-        self._blocks.clear()
+        self.blocks.clear()
         self._size = 0
 
     def _hear(self) -> None:
         with self._lock:
-            self._blocks += self._told
+            self.blocks += self._told
             self._size += self._told_size
             self._told, self._told_size = [], 0
