@@ -39,8 +39,6 @@ STDOUT = 1
 #: Bytes that a sink which gathers holds at most.
 MOST_HELD = 64 * 1024
 
-_NO_ERROR = bytes(4)
-
 _C1 = re.compile("[\x7f-\x9f]")
 
 
@@ -80,11 +78,12 @@ class Sink:
         self._fd = fd
         self._format = {"text": _as_text, "peer": _as_peer, "json": _as_json}[format]
         self._raw = raw
+        self._plain = format == "text" and not raw
         regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self._lock_fd = None if regular or fcntl is None else _open_lock()
         self._thread_lock = threading.Lock()
         # errno of the first failure, seen by every process that shares the sink.
-        self._failed = mmap.mmap(-1, mmap.PAGESIZE)
+        self._failed = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("i")
         #: What the thread that gathers has written and ``put_out`` has not; the same list for ever.
         self.held: list[bytes] = []
         self._held_size = 0
@@ -96,9 +95,9 @@ class Sink:
         In a thread that gathers, it is held until ``put_out``. Of ``peer`` the text is written, if the format has it.
         Raises OutputError when the output takes no more, and from then on at every call.
         """
-        if self._failed[:4] != _NO_ERROR and (error := self.error):
-            raise error
-        block = self._format(event, peer, self._raw)
+        if self._failed[0]:
+            raise self._error_of(self._failed[0])
+        block = event.visible() if self._plain else self._format(event, peer, self._raw)
         if self._gatherer and self._gatherer == get_ident():
             self._hold(block)
         else:
@@ -143,7 +142,7 @@ class Sink:
     @property
     def error(self) -> OutputError | None:
         """Why the output takes no more, whichever process found out; None while it works."""
-        code = int.from_bytes(self._failed[:4], sys.byteorder)
+        code = self._failed[0]
         return self._error_of(code) if code else None
 
     @property
@@ -182,8 +181,8 @@ class Sink:
             else:
                 self._write_alone(block, self._lock_fd)
         except OSError as error:
-            self._failed[:4] = (error.errno or errno.EIO).to_bytes(4, sys.byteorder)
-            raise self._error_of(error.errno or errno.EIO) from None
+            code = self._failed[0] = error.errno or errno.EIO
+            raise self._error_of(code) from None
 
     def _write_alone(self, block: bytes, lock_fd: int) -> None:
         with self._thread_lock:
