@@ -10,7 +10,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from types import FrameType
 
 from .errors import OutputError, StartError, StdserveError
 from .factory import create_server_of
+from .fairness import fair_shares
 from .heartbeat import Heartbeat
 from .interrupts import STOP_SIGNALS, StopNow, let_stops
 from .listeners import close_listeners
@@ -48,10 +48,6 @@ _log = logging.getLogger("stdserve")
 
 #: Statuses of a worker: stopped as asked, its output takes no more, it cannot start.
 _STOPPED, _FAILED, _UNSTARTED = 0, 1, 3
-
-#: Seconds that a thread which computes keeps the interpreter from the others, a tenth of Python's own figure: with 64
-#: of them busy, a session that waits for its turn a dozen times is answered in a fraction of a second, not in five.
-SWITCH_SECONDS = 0.0005
 
 #: Seconds from one attempt to break off what keeps the main thread to the next: the first may still be on its way out.
 INSIST_SECONDS = 0.2
@@ -86,10 +82,9 @@ def run_alone(
         from .descriptors import make_room  # here, for few servers want it
 
         make_room(server.max_conns)
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         with ExitStack() as stack:
+            stack.enter_context(fair_shares(getattr(server, "session_threads", None)))
             if options.pin:
                 from .affinity import on_one_cpu  # here, for few servers want it
 
@@ -100,7 +95,6 @@ def run_alone(
                 _stop_at_the_end_of(lifeline, server)
             server.serve_forever(stack.enter_context(heartbeat.of(server)))
     finally:
-        sys.setswitchinterval(before)
         server.server_close()
 
 

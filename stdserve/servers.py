@@ -93,14 +93,14 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
         from .threads import SessionThreads  # here, for those who fork need none
 
         super().__init__(*args, **kwargs)
-        self._session_threads = SessionThreads(self._run_in_thread, self.max_conns)
+        self.session_threads = SessionThreads(self._run_in_thread, self.max_conns)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Hand the session over to a thread; one that cannot wait for anything is run here and now."""
         if self._prompt and has_said_all(request):
             self.run_session(request, client_address)
         else:
-            self._session_threads.submit(request, client_address)
+            self.session_threads.submit(request, client_address)
 
     @cached_property
     def _prompt(self) -> bool:
@@ -111,8 +111,8 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
     def server_close(self) -> None:
         """Close the listeners and what the server holds, as in every mode, and let idle threads end."""
         super().server_close()
-        if "_session_threads" in vars(self):  # a constructor that fails closes what there is
-            self._session_threads.close()
+        if "session_threads" in vars(self):  # a constructor that fails closes what there is
+            self.session_threads.close()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Run the session, in its thread; may be overridden, as in ``ThreadingMixIn``."""
@@ -125,7 +125,7 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
             self._end_badly(request, client_address)
 
     def _inside_session(self) -> bool:
-        return self._session_threads.inside
+        return self.session_threads.inside
 
 
 class EventServer(ServerMixin, socketserver.TCPServer):

@@ -36,6 +36,10 @@ def at_work() -> bool:
     return False
 
 
+def _nobody() -> None:
+    """Rouse nobody."""
+
+
 class SessionThreads:
     """At most ``limit`` threads that call ``serve(*work)`` for each piece of work handed over.
 
@@ -55,6 +59,9 @@ class SessionThreads:
         self._count = 0
         #: Work handed over and not finished; what exceeds the count of threads waits in the queue.
         self.unfinished = 0
+        #: Whether ``rouse`` is to be called when work is handed over, and that.
+        self.unwatched = False
+        self.rouse: Callable[[], None] = _nobody
         _pools.add(self)
 
     def __len__(self) -> int:
@@ -73,6 +80,9 @@ class SessionThreads:
                 self._count += 1
             self.unfinished += 1
         self._work.put(work)
+        if self.unwatched:
+            self.unwatched = False
+            self.rouse()
 
     def close(self) -> None:
         """Let idle threads end now, and others after their work; what is handed over later is still done."""

@@ -28,7 +28,7 @@ FLOORS = {
             "errors escaping affinity browser rows status_page steps tally version terminal waiting interrupts",
             "protocol proxyheader networks addresses systemd flags logs streams replies unix privileges pidfile",
             "proxy listeners backlog descriptors certificates tls_stream sink sessions threads children stacks blame",
-            "session_options seats tls worker metrics driver",
+            "session_options seats tls worker metrics driver fairness",
             "options accepting",
             "handlers access settings hints exposition connection stopping rolling companion hooks",
             "preamble transfer status supervisor targets detaching pieces events",

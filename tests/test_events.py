@@ -180,11 +180,27 @@ def test_what_others_have_told_a_slow_reader_comes_when_it_reads() -> None:
         assert "and goes on" == slow.receive_line()
 
 
+class Gathers(EchoHandler):
+    """Its replies go out when it reads on, and not before."""
+
+    wbufsize = 1 << 20
+
+
+class GathersOnly(Gathers):
+    """The same without a print that replies would have to come after."""
+
+    def lines_received(self, lines: Any) -> None:
+        self.wfile.write(lines.data)
+
+
+@pytest.mark.parametrize("handler", [EchoHandler, Gathers, GathersOnly])
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
-def test_a_slow_reader_is_paused_and_disturbs_nobody(transport: str, authority: Authority) -> None:
+def test_a_slow_reader_is_paused_and_disturbs_nobody(
+    transport: str, authority: Authority, handler: type[LineHandler]
+) -> None:
     """What it sends beyond the buffers stays with it, until it reads; nothing is lost."""
     block = b"".join(b"%063d\n" % number for number in range(4096))
-    with offered(EchoHandler, "event", transport, authority) as offer, offer.connect() as slow:
+    with offered(handler, "event", transport, authority) as offer, offer.connect() as slow:
         slow.settimeout(1.0)
         sent = 0
         with pytest.raises((TimeoutError, ssl.SSLWantWriteError)):
@@ -217,6 +233,25 @@ def test_who_takes_no_replies_is_given_up(tmp_path: Path) -> None:
     with serving(Much, "event") as server:
         server.client().send("much")
         eventually(lambda: [EndReason.IDLE_TIMEOUT] == Much.ended)
+
+
+@pytest.mark.parametrize("handler", [Gathers, GathersOnly])
+def test_who_takes_no_gathered_replies_is_given_up(handler: type[LineHandler]) -> None:
+    """After the idle timeout: they wait to go out before it is read on."""
+    ended = list[EndReason]()
+
+    class Hurries(handler):  # type: ignore[misc, valid-type]
+        timeout = 0.3
+
+        def connection_lost(self, reason: EndReason) -> None:
+            ended.append(reason)
+
+    with serving(Hurries, "event", output=os.devnull) as server, connect(server.address) as client:
+        client.settimeout(0.1)
+        with pytest.raises((TimeoutError, ConnectionError)):
+            while True:
+                client.send(b"x" * 63 + b"\n" + b"y" * 63 + b"\n")
+        eventually(lambda: [EndReason.IDLE_TIMEOUT] == ended)
 
 
 def test_a_session_that_sends_on_and_on_lets_others_have_their_turn() -> None:

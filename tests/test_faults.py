@@ -430,7 +430,7 @@ def test_19_a_thread_that_cannot_start_costs_one_session(monkeypatch: pytest.Mon
                 assert b"" == exchange(ours.server_address, b"", half_close=False)
         assert b"ONE\n" == exchange(ours.server_address, b"one")
         eventually(lambda: not ours.sessions)
-        assert 1 == len(ours._session_threads)
+        assert 1 == len(ours.session_threads)
 
 
 @pytest.mark.parametrize("times", [1, 2, 10])

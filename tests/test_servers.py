@@ -107,7 +107,7 @@ def test_threads_are_reused_from_one_session_to_the_next() -> None:
         for _ in range(100):
             assert b"ONE\n" == exchange(server.server_address, b"one")
         # The next client may come before the last one's thread has sat down again.
-        assert len(server._session_threads) < 20  # type: ignore[attr-defined]
+        assert len(server.session_threads) < 20  # type: ignore[attr-defined]
 
 
 def test_process_request_thread_may_be_overridden() -> None:

@@ -332,8 +332,8 @@ def test_49_the_books_are_right_after_two_thousand_sessions_at_once(eager_switch
             refused = sum(pool.map(come, range(100)))
         eventually(lambda: not server.sessions)
         assert isinstance(server, ThreadServer)
-        eventually(lambda: not server._session_threads.unfinished)
-        assert 12 >= len(server._session_threads)
+        eventually(lambda: not server.session_threads.unfinished)
+        assert 12 >= len(server.session_threads)
         assert server._admission._addresses is not None
         assert {} == server._admission._addresses._counts  # type: ignore[union-attr]
     assert 0 == sum(Crowded.now.values())

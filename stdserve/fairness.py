@@ -1,0 +1,96 @@
+"""Fair shares of the interpreter: while sessions compute, each of them keeps it from the others for less time.
+
+A thread that waits for the interpreter asks for it after the switch interval, 5 ms, and a session waits a dozen times:
+after each call that lets go of it. Beside 64 sessions that compute, that takes five seconds; with a tenth of the
+interval, half a second. But where nobody computes, all that a short interval does is to make those who wait ask more
+often, which costs sessions that are all talking a fifth of what they do. So it is short only while it has to be.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .threads import SessionThreads
+
+__all__ = ["FairShares", "fair_shares"]
+
+#: Seconds that a thread which computes keeps the interpreter from one that asks, while there are such threads.
+SHORT_SECONDS = 0.0005
+
+#: Seconds over which it is looked what the process does.
+LOOK_SECONDS = 0.1
+
+#: Seconds from one look to the next while it does next to nothing: at most.
+MOST_REST = 2.0
+
+
+@contextmanager
+def fair_shares(threads: SessionThreads | None) -> Iterator[None]:
+    """Have the interpreter shared fairly for the length of the block, whatever the sessions of ``threads`` do.
+
+    Where there are none, a short interval costs nothing: the few threads besides the one that serves have little to do.
+    """
+    before = sys.getswitchinterval()
+    try:
+        if threads is None:
+            sys.setswitchinterval(SHORT_SECONDS)
+            yield
+        else:
+            with FairShares(threads):
+                yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+class FairShares:
+    """Looks from a thread of its own, in a ``with`` block, whether sessions compute; asleep while there are none.
+
+    Who computes spends the time of the CPU in the program, twice as much at least as in the system; of sessions that
+    talk to their peers it is a third, and of those that do beside one that computes, a half and more.
+    """
+
+    def __init__(self, threads: SessionThreads) -> None:
+        self._threads = threads
+        self._usual = sys.getswitchinterval()
+        self._short = False
+        self._roused, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="stdserve fairness", daemon=True)
+
+    def __enter__(self) -> FairShares:
+        self._threads.rouse = self._roused.set
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._roused.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        rest = LOOK_SECONDS
+        while not self._over.is_set():
+            self._sleep(rest)
+            before = os.times()
+            self._over.wait(LOOK_SECONDS)
+            after = os.times()
+            user, system = after.user - before.user, after.system - before.system
+            rest = LOOK_SECONDS if user + system > LOOK_SECONDS / 10 else min(2 * rest, MOST_REST)
+            self._share(rest == LOOK_SECONDS and user > (0.5 if self._short else 2.0) * system)
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep until work is handed over; for ``seconds`` at most while some is not finished."""
+        self._threads.unwatched = True  # first: what is handed over after the next line rouses us
+        self._roused.wait(seconds if self._threads.unfinished else None)
+        self._threads.unwatched = False
+        self._roused.clear()
+
+    def _share(self, short: bool) -> None:
+        if short is not self._short:
+            self._short = short
+            sys.setswitchinterval(SHORT_SECONDS if short else self._usual)

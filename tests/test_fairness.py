@@ -1,0 +1,104 @@
+"""Who computes keeps the interpreter for less time; who talks, or is silent, does as ever."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from processes import DEADLINE, eventually
+
+from stdserve import LineHandler, serving
+from stdserve.fairness import SHORT_SECONDS, fair_shares
+from stdserve.threads import SessionThreads
+
+
+@contextmanager
+def at_work(step: Callable[[], object], count: int = 3) -> Iterator[SessionThreads]:
+    """Have so many threads of sessions take the step again and again."""
+    over = threading.Event()
+
+    def serve() -> None:
+        while not over.is_set():
+            step()
+
+    threads = SessionThreads(serve, count, keep=0.01)
+    try:
+        with fair_shares(threads):
+            eventually(lambda: threads.unwatched, "asleep while nobody is served")
+            for _ in range(count):
+                threads.submit()
+            yield threads
+            over.set()
+            eventually(lambda: sys.getswitchinterval() == pytest.approx(0.005), "as ever")
+    finally:
+        over.set()
+        eventually(lambda: not threads.unfinished)
+
+
+def test_sessions_that_compute_share_the_interpreter_while_they_do() -> None:
+    """In small parts; when they are done, it is as before."""
+    with at_work(lambda: sum(range(1000))):
+        eventually(lambda: sys.getswitchinterval() == pytest.approx(SHORT_SECONDS), "in small parts")
+
+
+def test_sessions_that_are_busy_with_the_system_go_on_as_ever() -> None:
+    """They let go of the interpreter by themselves; to be asked more often would only cost them time."""
+    with open("/dev/zero", "rb", buffering=0) as zeros, at_work(lambda: os.read(zeros.fileno(), 1 << 20)) as threads:
+        for _ in range(3):
+            eventually(lambda: threads.unwatched, "looked, and at rest")
+            threads.submit()
+            assert pytest.approx(0.005) == sys.getswitchinterval()
+
+
+def test_silent_sessions_are_looked_at_less_and_less() -> None:
+    """But at once when another one comes."""
+    silent = threading.Event()
+    with at_work(lambda: silent.wait(DEADLINE)) as threads:
+        try:
+            for _ in range(3):
+                eventually(lambda: threads.unwatched, "at rest")
+                threads.submit()
+                assert not threads.unwatched
+        finally:
+            silent.set()
+
+
+def test_what_computes_from_the_start_leaves_the_interval_as_it_was() -> None:
+    """Also if the server ends in the midst of it."""
+    over = threading.Event()
+
+    def compute() -> None:
+        while not over.is_set():
+            sum(range(1000))
+
+    threads = SessionThreads(compute, 2, keep=0.01)
+    with fair_shares(threads):
+        threads.submit()
+        threads.submit()
+        eventually(lambda: sys.getswitchinterval() == pytest.approx(SHORT_SECONDS), "in small parts")
+    assert pytest.approx(0.005) == sys.getswitchinterval()
+    over.set()
+    eventually(lambda: not threads.unfinished)
+
+
+def test_where_no_sessions_have_threads_the_parts_are_small() -> None:
+    """For the page of the status, beside one session that computes."""
+    with fair_shares(None):
+        assert pytest.approx(SHORT_SECONDS) == sys.getswitchinterval()
+    assert pytest.approx(0.005) == sys.getswitchinterval()
+
+
+@pytest.mark.parametrize("mode", ["thread", "single", "event"])
+def test_a_server_that_is_embedded_leaves_the_interval_alone(mode: str) -> None:
+    """It is the program's: only the runner sets it."""
+
+    class Tells(LineHandler):
+        def line_received(self, line: str) -> str:
+            return str(sys.getswitchinterval())
+
+    with serving(Tells, mode) as server:
+        assert 0.005 == pytest.approx(float(server.client().ask("how long?")))
