@@ -149,7 +149,7 @@ class Driver:
         """Put out what the session has replied, before it reads on; return what it has to hear if that fails."""
         try:
             outbox.put_out()
-        except OSError:
+        except (OSError, ValueError):
             return Unsent()
         return None
 
