@@ -84,11 +84,12 @@ def run_alone(
         make_room(server.max_conns)
     try:
         with ExitStack() as stack:
-            stack.enter_context(fair_shares(getattr(server, "session_threads", None)))
             if options.pin:
                 from .affinity import on_one_cpu  # here, for few servers want it
 
                 stack.enter_context(on_one_cpu(number))
+            # After that, for its thread to be there, too.
+            stack.enter_context(fair_shares(getattr(server, "session_threads", None)))
             stack.enter_context(_signal_services(server, heartbeat))
             stack.enter_context(_signals_stop(server, stop_signals, heartbeat.stopping))  # lets them come
             if lifeline is not None:
