@@ -72,7 +72,7 @@ class Driver:
         self._alarm: float | None = None
         #: The thread that runs the session's own code, 0 while it waits.
         self.inside = 0
-        #: The session's replies, if it has any.
+        #: The session's replies, if it has any: those of its ``wfile``, if that is one of ours.
         self.outbox: Outbox | None = None
         self._stirred = self._queued = False
         self._stuck: Outbox | None = None  # what others have replied and the peer does not take
@@ -123,9 +123,7 @@ class Driver:
                             continue
                     if self._rests(step):
                         return
-            # The step has not begun to wait; what the last one had to do by when is over.
-            self._step, self._timed, self._deadline = step, None, None
-            self._queue()
+            self._yield_turn(step)
         except StopIteration:
             self._end()
         except BaseException:  # a second signal, a Ctrl-C: all else is the session's own affair
@@ -137,20 +135,27 @@ class Driver:
 
     def go_on(self, error: BaseException | None) -> None:
         """Reply, or take the step that was postponed, unless ``error`` is what has become of the prints before it."""
-        step = self._step
-        if error is None and step[1] == READS and self.outbox is not None:
-            error = self._reply(self.outbox)
+        step, steps = self._step, self._steps
+        if error is None and step[1] == READS and steps is not None and self.outbox is not None:
+            try:
+                error = self._reply(self.outbox)
+            except BaseException:  # as in ``go``; and nobody knows whether the reply went
+                self._end()
+                steps.close()
+                raise
             if error is None and self._rests(step):
                 self._queued = False
                 return
         self.go(error)
 
-    def _reply(self, outbox: Outbox) -> Unsent | None:
+    def _reply(self, outbox: Outbox) -> Exception | None:
         """Put out what the session has replied, before it reads on; return what it has to hear if that fails."""
         try:
             outbox.put_out()
         except (OSError, ValueError):
             return Unsent()
+        except Exception as error:  # of memory, say: its own fault, as any other's in a step
+            return error
         return None
 
     def discard(self) -> None:
@@ -164,6 +169,14 @@ class Driver:
         self._step = step
         self._queued = True  # nothing else has it go on
         self._loop.postponed.append(self)
+
+    def _yield_turn(self, step: Step) -> None:
+        if step[1] == WRITES and self._loop.prints:
+            self._postpone(step)  # it is not to be taken if they fail
+            return
+        # The step has not begun to wait; what the last one had to do by when is over.
+        self._step, self._timed, self._deadline = step, None, None
+        self._queue()
 
     def notice(self) -> None:
         """Have the session find out, in its step, that its socket is closed; no selector tells.
@@ -245,7 +258,7 @@ class Driver:
                 self.stir(outbox)  # whoever told it may have printed it, too
             else:
                 outbox.put_out()
-        except OSError as error:
+        except Exception as error:
             if wanted(error, WRITES) != WRITES:
                 self._queue()  # the connection is gone, as the step that waits will find
                 return

@@ -64,13 +64,17 @@ class FairShares:
 
     def __enter__(self) -> FairShares:
         self._threads.rouse = self._roused.set
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no more of them: what may be needed is for ever
+            self._share(short=True)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._over.set()
         self._roused.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _watch(self) -> None:
         rest = LOOK_SECONDS
@@ -80,13 +84,20 @@ class FairShares:
             self._over.wait(LOOK_SECONDS)
             after = os.times()
             user, system = after.user - before.user, after.system - before.system
-            rest = LOOK_SECONDS if user + system > LOOK_SECONDS / 10 else min(2 * rest, MOST_REST)
-            self._share(rest == LOOK_SECONDS and user > (0.5 if self._short else 2.0) * system)
+            if user + system > 0:  # in whole ticks, of 10 ms
+                rest = LOOK_SECONDS
+                self._share(short=user > (0.5 if self._short else 2.0) * system)
+            else:
+                rest = min(2 * rest, MOST_REST)
 
     def _sleep(self, seconds: float) -> None:
         """Sleep until work is handed over; for ``seconds`` at most while some is not finished."""
         self._threads.unwatched = True  # first: what is handed over after the next line rouses us
-        self._roused.wait(seconds if self._threads.unfinished else None)
+        if self._threads.unfinished:
+            self._roused.wait(seconds)
+        else:
+            self._share(short=False)
+            self._roused.wait()
         self._threads.unwatched = False
         self._roused.clear()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import socket
 import socketserver
+import threading
 from functools import cache
 from threading import get_ident
 
@@ -25,7 +26,7 @@ from .protocol import (
     Lines,
     SessionEnd,
 )
-from .replies import Outbox, ReplyFile, Unsent
+from .replies import Outbox, ReplyFile, Unsent, put_out
 from .sessions import Peer, Session
 from .sink import Sink, open_sink
 from .steps import READS, WRITES, run
@@ -41,6 +42,10 @@ __all__ = ["ChunkHandler", "EchoHandler", "LineHandler", "PrintHandler"]
 
 #: Bytes asked for in one read while all that was asked for comes.
 MOST_READ = 256 * 1024
+
+
+#: Held by who makes a session's replies a place, for its driver must know the one that is everybody's.
+_making = threading.Lock()
 
 
 class _Lazy:
@@ -206,7 +211,10 @@ class LineHandler(socketserver.StreamRequestHandler):
     def _make_writer(self) -> Any:
         limit = io.DEFAULT_BUFFER_SIZE if self.wbufsize < 0 else self.wbufsize
         driver = getattr(self.connection, "driver", None)
-        return ReplyFile(self.connection, limit) if driver is None else Outbox(self.connection, limit, driver)
+        if driver is None:
+            return ReplyFile(self.connection, limit)
+        with _making:
+            return driver.outbox or Outbox(self.connection, limit, driver)
 
     if not TYPE_CHECKING:  # pragma: no branch - a checker takes them for the attributes that they become
         peer = _Lazy(lambda self: Peer(self.session))
@@ -236,7 +244,7 @@ class LineHandler(socketserver.StreamRequestHandler):
                         file = self.__dict__.get("wfile")
                         if file is not None and self._gone is None and not getattr(file, "flows", False):
                             try:
-                                yield connection, WRITES, _put_out, file
+                                yield connection, WRITES, self._flush, file
                             except (OSError, ValueError) as error:
                                 self._give_up(error)
                         hasty, size = protocol.awaiting_exit, self._read_size or protocol.least_read
@@ -251,7 +259,8 @@ class LineHandler(socketserver.StreamRequestHandler):
                                 connection.settimeout(idle)
                         except Unsent:
                             events = []
-                            connection.settimeout(idle)
+                            if hasty:
+                                connection.settimeout(idle)
                         except TimeoutError:
                             events = protocol.pause() or protocol.end(EndReason.IDLE_TIMEOUT)
                         except OSError:
@@ -310,11 +319,14 @@ class LineHandler(socketserver.StreamRequestHandler):
         """Send what has gathered; before, as before any step that writes, a server that holds prints puts them out."""
         try:
             if self._gone is None and "wfile" in self.__dict__:
-                yield self.connection, WRITES, _put_out, self.wfile
+                yield self.connection, WRITES, self._flush, self.wfile
             elif (driver := getattr(self.connection, "driver", None)) is not None and driver.prints:
                 yield self.connection, WRITES, _send_nothing, None
         except (OSError, ValueError) as error:
             self._give_up(error)
+
+    def _flush(self, file: Any) -> None:
+        put_out(file, getattr(self.connection, "driver", None))
 
     def _give_up(self, error: Exception) -> None:
         # A ValueError comes from a closed file: the session is over, and others do not know yet.
@@ -357,7 +369,7 @@ class EchoHandler(PrintHandler):
 
     def lines_received(self, lines: Lines | Chunk) -> None:
         """Print them and send them back as they came."""
-        self.sink.write(lines, self.peer)
+        super().lines_received(lines)
         self._send(lines.data, len(lines))
 
 
@@ -366,11 +378,6 @@ class ChunkHandler(PrintHandler):
 
     prompt = True
     framing = "chunk"
-
-
-def _put_out(file: Any) -> None:
-    # A handler may have put another file in the place of ours. To ask for its class would be to ask an ABC.
-    (getattr(file, "put_out", None) or file.flush)()
 
 
 def _send_nothing(_: None) -> None:

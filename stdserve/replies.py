@@ -27,7 +27,7 @@ if TYPE_CHECKING:
             """Have it put out what it has, in any thread."""
 
 
-__all__ = ["Outbox", "ReplyFile", "Unsent"]
+__all__ = ["Outbox", "ReplyFile", "Unsent", "put_out"]
 
 #: Bytes of replies from other sessions and threads that wait for a peer, beyond which it counts as not reading.
 MOST_UNSENT = 1 << 20
@@ -123,7 +123,7 @@ class Outbox(ReplyFile):
         # What others have replied, until the driver comes for it.
         self._told: list[bytes] = []
         self._told_size = 0
-        # Until the peer has not taken all: before it can be expected to, what comes is only kept.
+        # Not while the peer has not taken all: before it can be expected to, what comes is only kept.
         self.flows = True
 
     @property
@@ -192,3 +192,13 @@ class Outbox(ReplyFile):
             self.blocks += self._told
             self._size += self._told_size
             self._told, self._told_size = [], 0
+
+
+def put_out(file: Any, driver: Driver | None) -> None:
+    """Put out what ``file`` has, as a step that may have to wait; be it one that a handler has put over ours."""
+    if hasattr(file, "put_out"):  # to ask for its class would be to ask an ABC
+        file.put_out()
+        return
+    file.flush()
+    if driver is not None and driver.outbox is not None:
+        driver.outbox.put_out()  # what it has handed on

@@ -83,6 +83,7 @@ class ThreadServer(ServerMixin, socketserver.ThreadingTCPServer):
     """A thread for each session, at most ``max_conns``, reused.
 
     The default of 1000 (gunicorn's too) fits the usual limit of 1024 descriptors and some 20 MB of memory.
+    ``session_threads`` (a ``threads.SessionThreads``) are those of this server.
     """
 
     cuts_late = True

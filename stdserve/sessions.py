@@ -13,6 +13,7 @@ from functools import partial
 from .addresses import format_peer
 from .logs import Event
 from .protocol import EndReason
+from .replies import Unsent
 from .steps import READS, WRITES
 from .tally import Tally
 
@@ -245,9 +246,10 @@ def linger(request: socket.socket, seconds: float, limit: int = LINGER_BYTES) ->
     try:
         while limit > 0 and (left := deadline - time.monotonic()) > 0:
             request.settimeout(left)
-            data = yield request, READS, receive, 65536
-            if not data:
-                return
-            limit -= len(data)
+            with suppress(Unsent):  # what a handler has replied when it was too late for that
+                data = yield request, READS, receive, 65536
+                if not data:
+                    return
+                limit -= len(data)
     except OSError:
         pass  # a reset, or the deadline: either way there is no one left to be polite to

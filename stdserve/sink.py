@@ -129,10 +129,10 @@ class Sink:
         taken = self.held[:]
         del self.held[: len(taken)]
         self._held_size = 0
+        if error := self.error:
+            raise error
         if taken:
             self._put(b"".join(taken))
-        elif error := self.error:
-            raise error
 
     def let_go(self) -> None:
         """Hold nothing, in a process forked from one that does: what is held is the parent's to write."""
@@ -166,13 +166,13 @@ class Sink:
 
     def _hold(self, block: bytes) -> None:
         self._held_size += len(block)
+        self.held.append(block)
         if self._held_size > MOST_HELD:
-            if self.held:
+            try:
                 self.put_out()
-            self._held_size = 0
-            self._put(block)
-        else:
-            self.held.append(block)
+            except BaseException:
+                self.held.append(b"")  # whoever waits for what was held finds out that it is lost
+                raise
 
     def _put(self, block: bytes) -> None:
         try:

@@ -13,6 +13,7 @@ import sys
 import termios
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
@@ -47,7 +48,7 @@ from stdserve.errors import ConfigError, OutputError
 from stdserve.events import FEW_ALARMS, EventLoop
 from stdserve.protocol import Lines
 from stdserve.replies import MOST_UNSENT, Outbox
-from stdserve.sink import open_sink
+from stdserve.sink import MOST_HELD, open_sink
 from stdserve.steps import READS, WRITES
 from stdserve.streams import SessionSocket
 from stdserve.waiting import Waiter
@@ -1174,3 +1175,199 @@ def test_a_sink_of_the_users_own_needs_no_more_than_to_write() -> None:
             server.shutdown()
             thread.join(DEADLINE)
         assert ["one"] == sink.told
+
+
+class Breaks(EchoHandler):
+    """Its connection fails in an unheard-of way, whenever it is to carry this word."""
+
+    def setup(self) -> None:
+        super().setup()
+        send: Callable[[bytes], int] = self.connection.send
+
+        def fail(data: bytes) -> int:
+            if b"break" in bytes(data):
+                raise MemoryError("no room")
+            return send(data)
+
+        self.connection.send = fail
+
+
+class BreaksOnly(Breaks):
+    """The same without a print."""
+
+    def lines_received(self, lines: Any) -> None:
+        self.wfile.write(lines.data)
+
+
+@pytest.mark.parametrize("handler", [Breaks, BreaksOnly])
+def test_a_reply_that_fails_in_an_unheard_of_way_ends_its_session_alone(handler: type[LineHandler]) -> None:
+    """And not the loop that puts it out."""
+    with serving(handler, "event", output=os.devnull, failures="ignore") as server, server.client() as other:
+        assert "one" == other.ask("one")
+        with connect(server.address) as client:
+            client.sendall(b"break\n")
+            assert b"" == read_all(client)
+        assert "two" == other.ask("two")
+
+
+def test_what_others_tell_may_fail_in_an_unheard_of_way() -> None:
+    """Whoever tells it goes on; so does who was told, until it has something to say itself."""
+
+    class Tells(Breaks):
+        all: list[LineHandler] = []
+
+        def connection_made(self) -> None:
+            self.all.append(self)
+
+        def lines_received(self, lines: Any) -> None:
+            self.all[0].reply(lines.data.rstrip())
+            self.reply("told")
+
+    with serving(Tells, "event", failures="ignore") as server, server.client() as first:
+        eventually(lambda: Tells.all)
+        with server.client() as other:
+            assert "told" == other.ask("break")
+            assert "told" == other.ask("one")
+        first.send("two")
+        assert b"" == first.finish()
+
+
+def test_a_reply_that_a_signal_interrupts_is_not_sent_again(tmp_path: Path) -> None:
+    """The signal is told of when the call returns: nobody knows whether it went, so its session ends."""
+    sink = open_sink(str(tmp_path / "out"))
+    with Pairs() as pairs, pairs.loop.gathering(sink):
+
+        def steps(request: Any) -> Any:
+            box = Outbox(request, 8192, request.driver)
+            sink.write(Lines((yield request, READS, request.recv, 100)), "peer")
+            box.write(b"reply")
+            yield request, READS, request.recv, 100
+
+        peer = pairs.begin(None, steps)
+        request: Any = pairs.open[0]
+        send = request.send
+
+        def interrupt(data: bytes) -> None:
+            send(data)
+            raise KeyboardInterrupt
+
+        request.send = interrupt
+        peer.sendall(b"one\n")
+        with pytest.raises(KeyboardInterrupt):
+            pairs.turn()
+        request.send = send
+        pairs.turn()
+        assert b"reply" == peer.recv(100)
+        peer.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            peer.recv(100)
+    sink.close()
+
+
+def test_the_replies_of_a_session_have_one_place_whoever_asks_for_it() -> None:
+    """Two threads may do so at once, and the loop is to put out what both of them say."""
+
+    class Asks(LineHandler):
+        def line_received(self, line: str) -> str:
+            make = LineHandler.__dict__["wfile"]._make
+            return str(make(self) is make(self) is self.wfile is self.connection.driver.outbox)
+
+    with serving(Asks, "event") as server:
+        assert "True" == server.client().ask("one?")
+
+
+def test_what_is_said_after_the_end_disturbs_no_farewell() -> None:
+    """A ``finish`` that writes, and is not followed by ours: the client still reads the end, not a reset."""
+
+    class Late(LineHandler):
+        def line_received(self, line: str) -> str:
+            return line
+
+        def finish(self) -> None:
+            self.wfile.write(b"too late\n")
+
+    with serving(Late, "event") as server, connect(server.address) as client:
+        client.sendall(b"one\nexit\n")
+        assert b"one\n" == read_all(client)
+        for _ in range(200):
+            client.sendall(b"more\n")
+
+
+class Around:
+    """A file around another one."""
+
+    closed = False
+
+    def __init__(self, file: Any) -> None:
+        self.write, self.flush, self.close = file.write, file.flush, file.close
+
+
+@pytest.mark.parametrize("mode", ["thread", "event"])
+def test_a_file_that_a_handler_has_put_over_ours_loses_nothing(mode: str) -> None:
+    """Be the client as slow as it likes."""
+
+    class Wraps(LineHandler):
+        def setup(self) -> None:
+            super().setup()
+            self.wfile = Around(self.wfile)  # type: ignore[assignment]
+
+        def line_received(self, line: str) -> str:
+            return "x" * 20_000_000
+
+    with serving(Wraps, mode) as server, server.client() as client:
+        assert 20_000_000 == len(client.ask("much"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_nobody_replies_to_what_was_lost_when_another_printed_too_much() -> None:
+    """What is held for one is put out for the sake of another, who hears of the failure in the midst of its own."""
+    sink = open_sink("/dev/full")
+    with Pairs() as pairs:
+
+        def steps(request: Any) -> Any:
+            box = Outbox(request, 8192, request.driver)
+            try:
+                data = yield request, READS, request.recv, 100
+                box.write(b"reply")
+                sink.write(Lines(data if data == b"little\n" else data * MOST_HELD), "peer")
+                yield request, READS, request.recv, 100
+            except OutputError:
+                pairs.told.append(request)
+            yield request, WRITES, lambda _: box.put_out(), None
+
+        with pairs.loop.gathering(sink):
+            peers = [pairs.begin(None, steps) for _ in range(2)]
+            for peer, text in zip(peers, (b"little\n", b"much\n"), strict=True):
+                peer.sendall(text)
+            with pytest.raises(OutputError, match="No space left"):
+                pairs.turn()
+            pairs.turn()
+        assert 2 == len(pairs.told)
+        for peer in peers:
+            peer.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                peer.recv(100)
+    sink.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_session_that_prints_in_its_last_step_of_a_turn_says_so_only_if_that_works() -> None:
+    """Its next turn would not know any more."""
+    sink = open_sink("/dev/full")
+    with Pairs() as pairs:
+
+        def steps(request: Any) -> Any:
+            yield request, READS, request.recv, 100
+            for _ in range(STEPS_PER_TURN - 1):
+                yield request, WRITES, lambda _: None, None
+            sink.write(Lines(b"one\n"), "peer")
+            with pytest.raises(OutputError) as failure:
+                yield request, WRITES, request.send, b"reply"
+            pairs.told.append(str(failure.value))
+
+        with pairs.loop.gathering(sink):
+            pairs.begin(None, steps).sendall(b"go\n")
+            with pytest.raises(OutputError, match="No space left"):
+                pairs.turn()
+        assert ["cannot write to /dev/full: No space left on device"] == pairs.told
+    sink.close()

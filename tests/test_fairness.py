@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 from processes import DEADLINE, eventually
+from test_children import run_script
 
 from stdserve import LineHandler, serving
 from stdserve.fairness import SHORT_SECONDS, fair_shares
@@ -17,7 +18,7 @@ from stdserve.threads import SessionThreads
 
 
 @contextmanager
-def at_work(step: Callable[[], object], count: int = 3) -> Iterator[SessionThreads]:
+def busy(step: Callable[[], object], count: int = 3) -> Iterator[SessionThreads]:
     """Have so many threads of sessions take the step again and again."""
     over = threading.Event()
 
@@ -41,13 +42,13 @@ def at_work(step: Callable[[], object], count: int = 3) -> Iterator[SessionThrea
 
 def test_sessions_that_compute_share_the_interpreter_while_they_do() -> None:
     """In small parts; when they are done, it is as before."""
-    with at_work(lambda: sum(range(1000))):
+    with busy(lambda: sum(range(1000))):
         eventually(lambda: sys.getswitchinterval() == pytest.approx(SHORT_SECONDS), "in small parts")
 
 
 def test_sessions_that_are_busy_with_the_system_go_on_as_ever() -> None:
     """They let go of the interpreter by themselves; to be asked more often would only cost them time."""
-    with open("/dev/zero", "rb", buffering=0) as zeros, at_work(lambda: os.read(zeros.fileno(), 1 << 20)) as threads:
+    with open("/dev/zero", "rb", buffering=0) as zeros, busy(lambda: os.read(zeros.fileno(), 1 << 20)) as threads:
         for _ in range(3):
             eventually(lambda: threads.unwatched, "looked, and at rest")
             threads.submit()
@@ -57,7 +58,7 @@ def test_sessions_that_are_busy_with_the_system_go_on_as_ever() -> None:
 def test_silent_sessions_are_looked_at_less_and_less() -> None:
     """But at once when another one comes."""
     silent = threading.Event()
-    with at_work(lambda: silent.wait(DEADLINE)) as threads:
+    with busy(lambda: silent.wait(DEADLINE)) as threads:
         try:
             for _ in range(3):
                 eventually(lambda: threads.unwatched, "at rest")
@@ -102,3 +103,23 @@ def test_a_server_that_is_embedded_leaves_the_interval_alone(mode: str) -> None:
 
     with serving(Tells, mode) as server:
         assert 0.005 == pytest.approx(float(server.client().ask("how long?")))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit of memory is another one elsewhere")
+def test_where_nobody_can_look_the_parts_are_small() -> None:
+    """For want of a thread: the server serves, and does so fairly."""
+    finished = run_script("""
+        import resource, sys, threading
+        from stdserve.fairness import fair_shares
+        from stdserve.threads import SessionThreads
+
+        threads = SessionThreads(print, 5)
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        threading.stack_size(1 << 31)
+        with fair_shares(threads):
+            print(sys.getswitchinterval())
+        print(sys.getswitchinterval())
+    """)
+
+    assert "" == finished.stderr
+    assert ["0.0005", "0.005"] == finished.stdout.splitlines()

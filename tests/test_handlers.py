@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import socketserver
 import subprocess
@@ -616,3 +617,21 @@ def test_one_clients_reset_while_another_is_served(capfd: pytest.CaptureFixture[
         steady.sendall(b"steady\n")
         assert b"steady\n" == steady.recv(100)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_handlers_that_print_are_built_on_each_other() -> None:
+    """What a class puts between them is asked, and a browser gets its page wherever it is to."""
+    seen: list[bytes] = []
+
+    class Counts(PrintHandler):
+        def lines_received(self, lines: Any) -> None:
+            seen.append(lines.data)
+            super().lines_received(lines)
+
+    class Both(EchoHandler, Counts):
+        answers_browsers = True
+
+    with serving(Both, "thread", output=os.devnull) as server:
+        request = b"GET / HTTP/1.1\nHost: here\n"
+        assert exchange(server.address, request + b"\n").startswith(request + b"HTTP/1.1 200 OK\r\n")
+    assert request == b"".join(seen)

@@ -219,17 +219,17 @@ def drip(client: socket.socket) -> None:
 
 
 def test_36_a_timeout_for_each_read_never_ends_a_client_that_drips() -> None:
-    """The standard library's: 0.2 s, and a second later it is still there."""
+    """The standard library's: a second, and another one later it is still there."""
 
     class Waits(socketserver.StreamRequestHandler):
-        timeout = 0.2
+        timeout = 1.0
 
         def handle(self) -> None:
             self.rfile.readline()
 
     with stock(THEIRS, Waits) as server, connect(server.server_address) as client:
         dripping = begin(drip, client)
-        assert not ended(dripping, 1)
+        assert not ended(dripping, 2)
         client.shutdown(socket.SHUT_RDWR)
         assert ended(dripping)
 
