@@ -46,7 +46,7 @@ from stdserve import (
 from stdserve.driver import STEPS_PER_TURN
 from stdserve.errors import ConfigError, OutputError
 from stdserve.events import FEW_ALARMS, EventLoop
-from stdserve.protocol import Lines
+from stdserve.protocol import EXIT_PAUSE, Lines
 from stdserve.replies import MOST_UNSENT, Outbox
 from stdserve.sink import MOST_HELD, open_sink
 from stdserve.steps import READS, WRITES
@@ -1371,3 +1371,23 @@ def test_a_session_that_prints_in_its_last_step_of_a_turn_says_so_only_if_that_w
                 pairs.turn()
         assert ["cannot write to /dev/full: No space left on device"] == pairs.told
     sink.close()
+
+
+def test_an_unfinished_exit_has_its_pause_when_the_replies_before_it_have_gone() -> None:
+    """Until they have, the client has all the time there is."""
+    ended = list[EndReason]()
+
+    class Much(LineHandler):
+        wbufsize = 1 << 30
+
+        def line_received(self, line: str) -> str:
+            return "x" * 20_000_000
+
+        def connection_lost(self, reason: EndReason) -> None:
+            ended.append(reason)
+
+    with serving(Much, "event") as server, connect(server.address) as client:
+        client.sendall(b"much\nexit")
+        threading.Event().wait(2 * EXIT_PAUSE)
+        assert 20_000_001 == len(read_all(client))
+        eventually(lambda: [EndReason.EXIT] == ended)
