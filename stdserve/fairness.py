@@ -3,7 +3,7 @@
 A thread that waits for the interpreter asks for it after the switch interval, 5 ms, and a session waits a dozen times:
 after each call that lets go of it. Beside 64 sessions that compute, that takes five seconds; with a tenth of the
 interval, half a second. But where nobody computes, all that a short interval does is to make those who wait ask more
-often, which costs sessions that are all talking a fifth of what they do. So it is short only while it has to be.
+often, which costs sessions that are all talking up to a fifth of what they do. So it is short only while it has to be.
 """
 
 from __future__ import annotations
