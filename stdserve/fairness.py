@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .threads import SessionThreads
 
-__all__ = ["FairShares", "fair_shares"]
+__all__ = ["fair_shares"]
 
 #: Seconds that a thread which computes keeps the interpreter from one that asks, while there are such threads.
 SHORT_SECONDS = 0.0005
@@ -59,11 +59,10 @@ class FairShares:
         self._threads = threads
         self._usual = sys.getswitchinterval()
         self._short = False
-        self._roused, self._over = threading.Event(), threading.Event()
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="stdserve fairness", daemon=True)
 
     def __enter__(self) -> FairShares:
-        self._threads.rouse = self._roused.set
         try:
             self._thread.start()
         except RuntimeError:  # the system has no more of them: what may be needed is for ever
@@ -72,7 +71,7 @@ class FairShares:
 
     def __exit__(self, *exc_info: object) -> None:
         self._over.set()
-        self._roused.set()
+        self._threads.handed_over.set()  # or it would sleep on
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -92,14 +91,12 @@ class FairShares:
 
     def _sleep(self, seconds: float) -> None:
         """Sleep until work is handed over; for ``seconds`` at most while some is not finished."""
-        self._threads.unwatched = True  # first: what is handed over after the next line rouses us
         if self._threads.unfinished:
-            self._roused.wait(seconds)
+            self._threads.handed_over.wait(seconds)
         else:
             self._share(short=False)
-            self._roused.wait()
-        self._threads.unwatched = False
-        self._roused.clear()
+            self._threads.handed_over.wait()
+        self._threads.handed_over.clear()
 
     def _share(self, short: bool) -> None:
         if short is not self._short:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from processes import DEADLINE, eventually
 from test_children import run_script
 
 from stdserve import LineHandler, serving
-from stdserve.fairness import SHORT_SECONDS, fair_shares
+from stdserve.fairness import LOOK_SECONDS, SHORT_SECONDS, fair_shares
 from stdserve.threads import SessionThreads
 
 
@@ -29,7 +31,6 @@ def busy(step: Callable[[], object], count: int = 3) -> Iterator[SessionThreads]
     threads = SessionThreads(serve, count, keep=0.01)
     try:
         with fair_shares(threads):
-            eventually(lambda: threads.unwatched, "asleep while nobody is served")
             for _ in range(count):
                 threads.submit()
             yield threads
@@ -49,23 +50,44 @@ def test_sessions_that_compute_share_the_interpreter_while_they_do() -> None:
 def test_sessions_that_are_busy_with_the_system_go_on_as_ever() -> None:
     """They let go of the interpreter by themselves; to be asked more often would only cost them time."""
     with open("/dev/zero", "rb", buffering=0) as zeros, busy(lambda: os.read(zeros.fileno(), 1 << 20)) as threads:
-        for _ in range(3):
-            eventually(lambda: threads.unwatched, "looked, and at rest")
-            threads.submit()
+        for _ in range(4):
+            eventually(lambda: not threads.handed_over.is_set(), "looked, and roused again")
             assert pytest.approx(0.005) == sys.getswitchinterval()
+            threads.submit()
+
+
+class Noted(SessionThreads):
+    """Notes how long it was from one look to the next."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.gaps: list[float] = []
+        self._looked_at = time.monotonic()
+        self._unfinished = 0
+        super().__init__(*args, **kwargs)
+
+    @property
+    def unfinished(self) -> int:
+        """What is asked before each rest, by that thread alone."""
+        if threading.current_thread().name == "stdserve fairness":
+            now = time.monotonic()
+            self.gaps.append(now - self._looked_at)
+            self._looked_at = now
+        return self._unfinished
+
+    @unfinished.setter
+    def unfinished(self, value: int) -> None:
+        self._unfinished = value
 
 
 def test_silent_sessions_are_looked_at_less_and_less() -> None:
-    """But at once when another one comes."""
+    """Twice as long each time that the process has done next to nothing."""
     silent = threading.Event()
-    with busy(lambda: silent.wait(DEADLINE)) as threads:
-        try:
-            for _ in range(3):
-                eventually(lambda: threads.unwatched, "at rest")
-                threads.submit()
-                assert not threads.unwatched
-        finally:
-            silent.set()
+    threads = Noted(lambda: silent.wait(DEADLINE), 1, keep=0.01)
+    with fair_shares(threads):
+        threads.submit()
+        eventually(lambda: max(threads.gaps[1:], default=0.0) > 5 * LOOK_SECONDS, "a rest of four looks, and a look")
+        silent.set()
+        eventually(lambda: not threads.unfinished)
 
 
 def test_what_computes_from_the_start_leaves_the_interval_as_it_was() -> None:
